@@ -1,0 +1,21 @@
+"""The FineTuneJob as one object."""
+
+from typing import ClassVar, Literal
+
+from finetune_api.schema import Model
+from finetune_api.spec import ROOT_RULES, FineTuneJobSpec, Metadata
+from finetune_api.status import FineTuneJobStatus
+
+
+class FineTuneJob(Model):
+    """A language model fine-tuned on your data: checked, trained, evaluated, published and verified."""
+
+    rules: ClassVar = ROOT_RULES
+
+    api_version: Literal["finetune.dev/v1alpha1"] = "finetune.dev/v1alpha1"
+    kind: Literal["FineTuneJob"] = "FineTuneJob"
+    metadata: Metadata
+    spec: FineTuneJobSpec
+    """What to fine-tune, on what, how, and where the result goes."""
+    status: FineTuneJobStatus = FineTuneJobStatus()
+    """What the operator observed."""

@@ -1,0 +1,33 @@
+"""Names that the operator, the trainer, the chart and people share: API group, labels, and the deterministic names of
+a job's children."""
+
+GROUP = "finetune.dev"
+VERSION = "v1alpha1"
+PLURAL = "finetunejobs"
+KIND = "FineTuneJob"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+JOB_LABEL = f"{GROUP}/job"
+JOB_UID_LABEL = f"{GROUP}/job-uid"
+STAGE_LABEL = f"{GROUP}/stage"
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+MANAGED_BY = "finetune-operator"
+KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+
+CONTAINER = "trainer"
+PROGRESS_PORT = 8080
+PROGRESS_PATH = "/progress"
+METRICS_PATH = "/metrics"
+
+RUN_DIRECTORY = "/etc/finetune"
+RUN_FILE = "run.json"
+WORKSPACE = "/workspace"
+TERMINATION_LOG = "/dev/termination-log"
+
+NAME_LIMIT = 40
+"""Characters of a FineTuneJob's name: with uid and stage it has to fit the 63 of a label."""
+
+
+def child_name(name: str, uid: str, part: str) -> str:
+    """The deterministic name of a child; five characters of the uid keep a deleted and re-created job apart."""
+    return f"{name}-{uid[:5]}-{part}"

@@ -1,0 +1,431 @@
+"""The `spec` of a FineTuneJob: what a person may ask for, with bounds, defaults and the rules between fields.
+
+A field exists here only if the operator or the trainer acts on it. Two axes carry it: `objective` (which loss) and
+`method` (which parameters move); neither knows the other.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from finetune_api import labels
+from finetune_api.schema import DnsLabel, DnsName, Model, Quantity, Rule, at_most_one_of, exactly_one_of
+from finetune_api.uris import DATASET_PATTERN, MODEL_PATTERN, OUTPUT_PATTERN
+
+_LOCAL_FILE = "file:// works only with `finetune run` on one machine; in a cluster use pvc://claim/path"
+
+
+def _not_a_local_file(field: str) -> Rule:
+    return Rule(f"!self.{field}.startsWith('file://')", _LOCAL_FILE, cluster_only=True)
+
+
+class Auth(Model):
+    """Credentials for one source."""
+
+    secret_name: DnsName
+    """Name of a Secret in the job's namespace whose key `token` is sent as the bearer token (Hugging Face Hub,
+    https)."""
+
+
+class ModelSource(Model):
+    """The base model."""
+
+    rules: ClassVar = (_not_a_local_file("uri"),)
+
+    uri: Annotated[str, Field(pattern=MODEL_PATTERN, max_length=1024)]
+    """Where the model lives: `hf://org/name`, or `pvc://claim/path` for a folder in Hugging Face layout (config,
+    tokenizer, safetensors)."""
+    revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """Branch, tag or commit of an `hf://` model. It is resolved to a commit once and recorded. Default: the main
+    branch."""
+    auth: Auth | None = None
+    """Needed for gated or private models."""
+
+
+ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class Columns(Model):
+    """Which column of the data plays which part. A part left out is looked for under its own name."""
+
+    rules: ClassVar = (
+        Rule(
+            "!(has(self.messages) && (has(self.prompt) || has(self.completion) || has(self.text)))",
+            "messages excludes prompt, completion and text: a record is one of chat, prompt/completion or text",
+        ),
+    )
+
+    messages: ColumnName | None = None
+    """Chat: a list of `{role, content}`."""
+    prompt: ColumnName | None = None
+    """The prompt of a prompt/completion record."""
+    completion: ColumnName | None = None
+    """The answer to learn."""
+    text: ColumnName | None = None
+    """Plain text (`sft`), or the text to classify."""
+    label: ColumnName | None = None
+    """The class of a record (`classification`)."""
+
+
+class Source(Model):
+    """One set of records."""
+
+    rules: ClassVar = (
+        _not_a_local_file("uri"),
+        Rule("!has(self.revision) || self.uri.startsWith('hf://')", "revision belongs to hf:// sources only"),
+    )
+
+    uri: Annotated[str, Field(pattern=DATASET_PATTERN, max_length=1024)]
+    """Where it lives: `pvc://claim/path`, `configmap://name/key`, `https://…`, `hf://org/name[/path]`."""
+    format: Literal["auto", "jsonl", "json", "csv", "parquet", "text"] = "auto"
+    """File format; `auto` goes by the file's suffix. `text` makes each non-empty line a plain-text record."""
+    revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """Branch, tag or commit of an `hf://` dataset. Default: the main branch."""
+    columns: Columns = Columns()
+    """Names of the columns, where they differ from messages, prompt, completion, text and label."""
+    auth: Auth | None = None
+    """Needed for gated or private data."""
+
+
+class Split(Model):
+    """Held-out data: a share of the training records, or sources of its own."""
+
+    rules: ClassVar = (exactly_one_of("fraction", "sources"),)
+
+    fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the training records split off by `training.seed`, by label for classification. 0 turns the split
+    off."""
+    sources: Annotated[list[Source], Field(min_length=1, max_length=32)] | None = None
+    """Separate data. Labels that training never saw are an error."""
+
+
+class Dataset(Model):
+    """The records to learn from and to be judged on."""
+
+    train: Annotated[list[Source], Field(min_length=1, max_length=32)]
+    """Training data; several sources are read one after the other and shuffled together."""
+    validation: Split = Split(fraction=0.05)
+    """Watched during training: early stopping and the choice of the best checkpoint look at it."""
+    test: Split = Split(fraction=0.05)
+    """Looked at once, at the end, with the base model and with the tuned one."""
+    template: Annotated[str, Field(min_length=1, max_length=16384)] | None = None
+    """Jinja chat template that replaces the tokenizer's own."""
+    packing: Literal["auto", "always", "never"] = "auto"
+    """Several records in one row, kept apart by position and attention. `auto` packs where attention kernels take
+    document boundaries (CUDA) and groups by length elsewhere."""
+
+
+class Sft(Model):
+    """Supervised fine-tuning: next-token cross-entropy on answers (chat, prompt/completion) or on plain text."""
+
+    loss_on: Literal["completion", "all"] = "completion"
+    """`completion`: only the assistant's tokens carry loss; `all`: every token. Plain text has no prompt: all its
+    tokens count."""
+
+
+class Classification(Model):
+    """Single-label text classification with a linear head on the model."""
+
+    labels: (
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(min_length=2, max_length=1000)]
+        | None
+    ) = None
+    """The classes in the order of their ids. Default: those found in the training data, sorted."""
+
+
+class Objective(Model):
+    """Which loss is minimised. Set exactly one member."""
+
+    rules: ClassVar = (exactly_one_of("sft", "classification"),)
+
+    sft: Sft | None = None
+    """Supervised fine-tuning (the default)."""
+    classification: Classification | None = None
+    """Text classification."""
+
+    @property
+    def kind(self) -> str:
+        """The name of the member that is set."""
+        return _only_member(self)
+
+
+class Lora(Model):
+    """Low-rank adapters beside frozen linear layers (Hu et al. 2021, arXiv:2106.09685)."""
+
+    default_learning_rate: ClassVar = 2e-4
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank r of the update B·A."""
+    alpha: Annotated[float, Field(gt=0, le=4096)] = 32
+    """The update is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0
+    """Dropout on the adapter's input."""
+    target_modules: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=256)]], Field(min_length=1, max_length=64)
+    ] = ["all-linear"]
+    """Names (or name endings) of the linear layers that get an adapter; `all-linear` means all but the output layer."""
+
+
+class Full(Model):
+    """All parameters move."""
+
+    default_learning_rate: ClassVar = 2e-5
+
+
+class Method(Model):
+    """Which parameters move. Set exactly one member."""
+
+    rules: ClassVar = (exactly_one_of("lora", "full"),)
+
+    lora: Lora | None = None
+    """Low-rank adaptation (the default)."""
+    full: Full | None = None
+    """Full fine-tuning."""
+
+    @property
+    def kind(self) -> str:
+        """The name of the member that is set."""
+        return _only_member(self)
+
+    @property
+    def options(self) -> Lora | Full:
+        """The member that is set."""
+        member: Lora | Full = getattr(self, self.kind)
+        return member
+
+
+def _only_member(union: Model) -> str:
+    (name,) = [name for name in type(union).model_fields if getattr(union, name) is not None]
+    return name
+
+
+class EarlyStopping(Model):
+    """Stop when the validation loss no longer falls."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Evaluations without improvement before the run stops."""
+    min_delta: Annotated[float, Field(ge=0)] = 0
+    """Smallest fall of the validation loss that counts as an improvement."""
+
+
+class Training(Model):
+    """How the optimizer (AdamW) is driven."""
+
+    rules: ClassVar = (
+        Rule(
+            "!has(self.microBatchSize) || self.batchSize % self.microBatchSize == 0",
+            "batchSize must be a multiple of microBatchSize",
+        ),
+    )
+
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 3
+    """Passes over the training data; may be a fraction. maxSteps, when set, wins."""
+    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Optimizer steps, whatever the number of epochs."""
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 16
+    """Records per optimizer step, over all devices."""
+    micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Records per forward pass; the gradient is accumulated over batchSize / microBatchSize passes. Default: the
+    largest divisor of batchSize up to 8."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Peak learning rate. Default: the method's own (lora 2e-4, full 2e-5)."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning rate after the warm-up."""
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0
+    """Decoupled weight decay; biases and norms are exempt."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1
+    """Gradients are clipped to this norm."""
+    max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
+    """Tokens per record; longer ones are cut at the end, and counted in status.data.truncated."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the forward pass; `auto` takes bf16 where the device computes it natively. Weights that move are
+    kept in fp32."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice to hold fewer of them: less memory, about a third slower."""
+    seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 42
+    """Seeds splits, shuffling, initialisation and dropout."""
+    early_stopping: EarlyStopping | None = None
+    """Off when absent."""
+
+
+class Checkpoint(Model):
+    """When the run is saved for resuming. It is also saved when it is asked to stop."""
+
+    rules: ClassVar = (at_most_one_of("everySteps", "everyMinutes"),)
+
+    every_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Optimizer steps between checkpoints."""
+    every_minutes: Annotated[int, Field(ge=1, le=10_080)] | None = None
+    """Minutes between checkpoints. Default when neither is set: 10."""
+    keep: Annotated[int, Field(ge=1, le=100)] = 2
+    """How many of the latest are kept; the best by validation loss is kept besides."""
+
+
+class Evaluation(Model):
+    """What is measured beside the loss."""
+
+    every_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Optimizer steps between validations. Default: ten times in a run."""
+    prompts: Annotated[list[Annotated[str, Field(min_length=1, max_length=4096)]], Field(max_length=8)] = []
+    """Prompts that the base and the tuned model answer at the end (sft); the answers stand in the model card."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=2048)] = 64
+    """Length limit of those answers."""
+
+
+class Output(Model):
+    """Where the result goes."""
+
+    rules: ClassVar = (_not_a_local_file("uri"),)
+
+    uri: Annotated[str, Field(pattern=OUTPUT_PATTERN, max_length=1024)]
+    """Folder for the result: `pvc://claim/path`. What is there is replaced only if an earlier run of this job put it
+    there."""
+    merge: bool = False
+    """Also publish the whole model with the adapter merged in, under `merged/`."""
+
+
+class Workspace(Model):
+    """The volume that the stages share: prepared data, checkpoints, the result before it is published."""
+
+    size: Quantity = "20Gi"
+    """Requested size."""
+    storage_class_name: DnsName | None = None
+    """Default: the cluster's default class."""
+
+
+class Resources(Model):
+    """What each stage's pod asks for; only `train` asks for GPUs."""
+
+    gpus: Annotated[int, Field(ge=0, le=16)] = 1
+    """GPUs of the training pod; 0 trains on CPU."""
+    gpu_resource: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", max_length=128)] = "nvidia.com/gpu"
+    """Name of the extended resource that counts GPUs."""
+    cpu: Quantity = "2"
+    """CPU cores, as request and limit."""
+    memory: Quantity = "8Gi"
+    """Memory, as request and limit."""
+    workspace: Workspace = Workspace()
+    """The volume that the stages share."""
+
+
+LabelValue = Annotated[str, Field(max_length=63)]
+
+
+class Toleration(Model):
+    """As in a pod."""
+
+    key: Annotated[str, Field(max_length=316)] | None = None
+    """Taint key; absent with operator Exists tolerates every taint."""
+    operator: Literal["Exists", "Equal"] = "Equal"
+    """How value is compared."""
+    value: LabelValue | None = None
+    """Taint value."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Absent tolerates every effect."""
+    toleration_seconds: Annotated[int, Field(ge=0)] | None = None
+    """How long a NoExecute taint is tolerated."""
+
+
+class Scheduling(Model):
+    """Where the pods may run. All stages share it, because they share a volume."""
+
+    queue: DnsLabel | None = None
+    """Kueue LocalQueue: the train Job is created suspended with this queue's label, and Kueue admits it."""
+    priority_class_name: DnsName | None = None
+    """As in a pod."""
+    node_selector: Annotated[dict[Annotated[str, Field(max_length=316)], LabelValue], Field(max_length=16)] = {}
+    """As in a pod."""
+    tolerations: Annotated[list[Toleration], Field(max_length=16)] = []
+    """As in a pod."""
+
+
+class Retry(Model):
+    """What happens after a failure that another try may heal. Preemption and eviction are not counted."""
+
+    limit: Annotated[int, Field(ge=0, le=20)] = 3
+    """Tries of a stage after its first."""
+
+
+FROZEN = ("model", "dataset", "objective", "method", "training", "checkpoint", "evaluation", "output", "resources")
+"""Stanzas that define the run. The others may change while it runs."""
+
+
+class FineTuneJobSpec(Model):
+    """What to fine-tune, on what, how, and where the result goes."""
+
+    rules: ClassVar = tuple(
+        Rule(
+            f"self.{field} == oldSelf.{field}",
+            f"{field} defines the run and cannot be changed: apply a job under a new name",
+        )
+        for field in FROZEN
+    )
+
+    model: ModelSource
+    """The base model."""
+    dataset: Dataset
+    """The records to learn from and to be judged on."""
+    objective: Objective = Objective(sft=Sft())
+    """Which loss is minimised: supervised fine-tuning unless told otherwise."""
+    method: Method = Method(lora=Lora())
+    """Which parameters move: LoRA unless told otherwise."""
+    training: Training = Training()
+    """How the optimizer is driven."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When the run is saved for resuming."""
+    evaluation: Evaluation = Evaluation()
+    """What is measured beside the loss."""
+    output: Output
+    """Where the result goes."""
+    resources: Resources = Resources()
+    """What the pods ask for."""
+    scheduling: Scheduling = Scheduling()
+    """Where the pods may run."""
+    retry: Retry = Retry()
+    """What happens after a failure."""
+    suspend: bool = False
+    """True: the run is checkpointed and its pods end; false: it goes on where it stopped."""
+    deadline_seconds: Annotated[int, Field(ge=1)] | None = None
+    """Longest time that pods of this job may be active, in seconds; suspended and queued time does not count."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
+    """Seconds after its end at which the job is deleted; the published artifact stays. Default: never."""
+
+    def resolved(self) -> "FineTuneJobSpec":
+        """The same spec with the defaults filled in that depend on other fields; resolving twice changes nothing."""
+        training, checkpoint = self.training, self.checkpoint
+        micro = training.micro_batch_size or largest_divisor(training.batch_size, at_most=8)
+        rate = training.learning_rate or self.method.options.default_learning_rate
+        if checkpoint.every_steps is None and checkpoint.every_minutes is None:
+            checkpoint = checkpoint.model_copy(update={"every_minutes": 10})
+        training = training.model_copy(update={"micro_batch_size": micro, "learning_rate": rate})
+        return self.model_copy(update={"training": training, "checkpoint": checkpoint})
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    return max(divisor for divisor in range(1, at_most + 1) if number % divisor == 0)
+
+
+class Metadata(Model):
+    """The part of an object's metadata that the contract reads; Kubernetes owns the rest."""
+
+    model_config = {**Model.model_config, "extra": "ignore"}
+
+    name: str
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 1
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+
+ROOT_RULES = (
+    Rule(
+        f"self.metadata.name.size() <= {labels.NAME_LIMIT} && "
+        "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+        f"metadata.name must be a DNS label of at most {labels.NAME_LIMIT} characters: its pods are named after it",
+    ),
+)

@@ -1,0 +1,239 @@
+"""The `status` of a FineTuneJob: what the operator observed. Nothing in it is a decision that only it remembers.
+
+Every field is optional, so that an old object always parses.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api.schema import Model
+
+Text = Annotated[str, Field(max_length=4096)]
+Word = Annotated[str, Field(max_length=256)]
+Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
+
+
+class Condition(Model):
+    """As metav1.Condition."""
+
+    type: Word
+    """Accepted, Prepared, Progressing, Suspended, Evaluated, Published, Complete or Failed."""
+    status: Word
+    """True, False or Unknown."""
+    reason: Word
+    """One CamelCase word; docs/troubleshooting.md explains each."""
+    message: Text = ""
+    """What happened and what to do next."""
+    last_transition_time: Time
+    """When status last changed."""
+    observed_generation: int | None = None
+    """The generation of the spec that it speaks of."""
+
+
+class Plan(Model):
+    """What `prepare` found the run to be."""
+
+    total_parameters: int | None = None
+    """Parameters of the model, adapters included."""
+    trainable_parameters: int | None = None
+    """Those that move."""
+    micro_batch_size: int | None = None
+    """Records per forward pass."""
+    gradient_accumulation: int | None = None
+    """Forward passes per optimizer step."""
+    total_steps: int | None = None
+    """Optimizer steps of the whole run."""
+    train_tokens: int | None = None
+    """Tokens in one pass over the training data, padding excluded."""
+    packing: bool | None = None
+    """Whether records share rows."""
+    learning_rate: float | None = None
+    """Peak learning rate."""
+    model_revision: Word | None = None
+    """Commit of the base model, or the digest of its weights where it has no commit."""
+
+
+class Progress(Model):
+    """The latest report of the running stage."""
+
+    stage: Word | None = None
+    """prepare, train or publish."""
+    step: int | None = None
+    """Optimizer steps done, over all attempts (in prepare: records read)."""
+    total_steps: int | None = None
+    """Optimizer steps in all."""
+    epoch: float | None = None
+    """Passes over the data done."""
+    percent: int | None = None
+    """step / totalSteps, in percent."""
+    eta_seconds: int | None = None
+    """Seconds to the end at the rate seen since the last resume."""
+    loss: float | None = None
+    """Training loss, mean since the last report."""
+    eval_loss: float | None = None
+    """Latest validation loss."""
+    learning_rate: float | None = None
+    """Current learning rate."""
+    tokens_per_second: float | None = None
+    """Tokens, padding excluded."""
+    checkpoint_step: int | None = None
+    """Step of the latest checkpoint."""
+    updated_at: Time | None = None
+    """When the operator read it."""
+
+
+class Data(Model):
+    """What `prepare` made of the dataset."""
+
+    train_examples: int | None = None
+    """Records that are trained on."""
+    validation_examples: int | None = None
+    """Records watched during training."""
+    test_examples: int | None = None
+    """Records held out to the end."""
+    tokens: int | None = None
+    """Tokens in all splits."""
+    truncated: int | None = None
+    """Records cut at training.maxLength."""
+    dropped: int | None = None
+    """Records with nothing to learn from: empty, or no answer left after the cut."""
+    duplicates: int | None = None
+    """Records equal to an earlier one; they are kept."""
+    labels: int | None = None
+    """Classes."""
+    packed_rows: int | None = None
+    """Rows of the training data after packing."""
+    fingerprint: Word | None = None
+    """sha256 of the prepared data and of all that shaped it."""
+
+
+class Attempt(Model):
+    """One pod that trained."""
+
+    number: int
+    """Counted from 1."""
+    pod: Word | None = None
+    """Its name."""
+    started_at: Time | None = None
+    """When its container started."""
+    finished_at: Time | None = None
+    """When it ended; absent while it runs."""
+    reason: Word | None = None
+    """Why it ended."""
+    from_step: int | None = None
+    """Step that it started or resumed from."""
+    to_step: int | None = None
+    """Last step it reported."""
+
+
+class Recovery(Model):
+    """What interruptions cost."""
+
+    restarts: int = 0
+    """Attempts after the first."""
+    steps_lost: int = 0
+    """Steps done twice because they came after the last checkpoint."""
+
+
+class Metrics(Model):
+    """Held-out metrics of one model."""
+
+    loss: float | None = None
+    """Mean cross-entropy: per learnt token (sft), per record (classification)."""
+    perplexity: float | None = None
+    """exp(loss), sft."""
+    accuracy: float | None = None
+    """Share of records classified right."""
+    macro_f1: float | None = Field(default=None, alias="macroF1")
+    """Mean over the classes of their F1."""
+
+
+class Sample(Model):
+    """One prompt answered by both models."""
+
+    prompt: Text
+    """From spec.evaluation.prompts."""
+    before: Text
+    """The base model's answer."""
+    after: Text
+    """The tuned model's answer."""
+
+
+class EvaluationResult(Model):
+    """The held-out split, seen once, at the end."""
+
+    split: Word | None = None
+    """`test`, or `validation` where there is no test split."""
+    base: Metrics | None = None
+    """The base model. For classification its head is untrained: the score of chance."""
+    tuned: Metrics | None = None
+    """The tuned model."""
+    best_step: int | None = None
+    """Step of the checkpoint that was kept."""
+    samples: Annotated[list[Sample], Field(max_length=8)] = []
+    """Answers before and after."""
+
+
+class Artifact(Model):
+    """The published result."""
+
+    uri: Annotated[str, Field(max_length=1024)] | None = None
+    """Where it is."""
+    digest: Word | None = None
+    """sha256 of manifest.json, which holds the sha256 of every file."""
+    size_bytes: int | None = None
+    """Bytes in all."""
+    kind: Word | None = None
+    """`adapter` (PEFT layout) or `model` (transformers layout)."""
+
+
+class Usage(Model):
+    """What the job used, suspended and queued time excluded."""
+
+    active_seconds: int = 0
+    """Seconds in which a training pod ran."""
+    gpu_seconds: int = 0
+    """The same times the GPUs held."""
+    wasted_gpu_seconds: int = 0
+    """GPU-seconds of attempts' steps that were lost, and of failed attempts without a checkpoint."""
+
+
+class FineTuneJobStatus(Model):
+    """What the operator observed."""
+
+    model_config = {**Model.model_config, "extra": "ignore"}
+
+    phase: Word | None = None
+    """Waiting, Preparing, Queued, Training, Suspended, Publishing, Succeeded or Failed."""
+    observed_generation: int | None = None
+    """The generation of the spec that this status speaks of."""
+    conditions: Annotated[
+        list[Condition],
+        Field(
+            max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+        ),
+    ] = []
+    """The truth; phase is derived from them."""
+    plan: Plan | None = None
+    """What `prepare` found the run to be."""
+    progress: Progress | None = None
+    """The latest report of the running stage."""
+    data: Data | None = None
+    """What `prepare` made of the dataset."""
+    attempts: Annotated[
+        list[Attempt], Field(max_length=100, json_schema_extra={"x-kubernetes-list-type": "atomic"})
+    ] = []
+    """The training pods, oldest first; the latest 100."""
+    recovery: Recovery | None = None
+    """What interruptions cost."""
+    evaluation: EvaluationResult | None = None
+    """The held-out result."""
+    artifact: Artifact | None = None
+    """The published result."""
+    usage: Usage | None = None
+    """What the job used."""
+    started_at: Time | None = None
+    """When the first pod of the job ran."""
+    finished_at: Time | None = None
+    """When the job succeeded or failed."""

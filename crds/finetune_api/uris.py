@@ -1,0 +1,42 @@
+"""Where bytes live: the URI forms that models, datasets and outputs are named with.
+
+It splits a URI and says which schemes fit which place. It opens nothing.
+"""
+
+from dataclasses import dataclass
+
+HUB = r"hf://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+CLAIM = r"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+MODEL_PATTERN = rf"^({HUB}|{CLAIM}(/.+)?|file://.+)$"
+DATASET_PATTERN = rf"^({HUB}(/.+)?|{CLAIM}/.+|configmap://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-\w.]+|https://.+|file://.+)$"
+OUTPUT_PATTERN = rf"^({CLAIM}/.+|file://.+)$"
+
+
+@dataclass(frozen=True)
+class Uri:
+    """A parsed URI. `hf://org/name/path` has the name `org/name`; `pvc://claim/path` the name `claim`; `file://` has
+    none."""
+
+    scheme: str
+    name: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://" + "/".join(part for part in (self.name, self.path) if part)
+
+    @property
+    def root(self) -> str:
+        """What has to be mounted to reach it: `pvc://claim`, `configmap://name`."""
+        return f"{self.scheme}://{self.name}"
+
+
+def parse(uri: str) -> Uri:
+    """Split `uri` into scheme, name and path; raises ValueError when it has no scheme."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator or not rest:
+        raise ValueError(f"{uri!r} is not a URI: expected scheme://name/path")
+    if scheme in ("file", "https"):
+        return Uri(scheme, "", rest)
+    parts = rest.split("/")
+    taken = 2 if scheme == "hf" else 1
+    return Uri(scheme, "/".join(parts[:taken]), "/".join(parts[taken:]))
