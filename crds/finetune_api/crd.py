@@ -104,7 +104,7 @@ def _field(field: FieldInfo, wire: dict[str, Any], definitions: dict[str, Any], 
     if model is not None and _is_list(field.annotation):
         schema = {**_value({**_not_null(wire), "items": {"type": "object"}}, definitions), "items": schema}
     if field.description:
-        schema["description"] = _sentence(field.description)
+        schema["description"] = _joined(_sentence(field.description), schema.get("description", ""))
     default = _default(field)
     if default is not None:
         schema["default"] = default
@@ -177,6 +177,11 @@ def _without_defaults(schema: Any) -> Any:
 
 def _validation(rule: Rule) -> dict[str, str]:
     return {"rule": rule.rule, "message": rule.message}
+
+
+def _joined(field: str, model: str) -> str:
+    """What the field is for, then what its type is, unless that says the same."""
+    return field if model in field else f"{field} {model}"
 
 
 def _sentence(text: str | None) -> str:

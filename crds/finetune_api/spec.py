@@ -82,7 +82,6 @@ class Source(Model):
     revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     """Branch, tag or commit of an `hf://` dataset. Default: the main branch."""
     columns: Columns = Columns()
-    """Names of the columns, where they differ from messages, prompt, completion, text and label."""
     auth: Auth | None = None
     """Needed for gated or private data."""
 
@@ -134,14 +133,12 @@ class Classification(Model):
 
 
 class Objective(Model):
-    """Which loss is minimised. Set exactly one member."""
+    """Which loss is minimised. Set exactly one member; supervised fine-tuning unless told otherwise."""
 
     rules: ClassVar = (exactly_one_of("sft", "classification"),)
 
     sft: Sft | None = None
-    """Supervised fine-tuning (the default)."""
     classification: Classification | None = None
-    """Text classification."""
 
     @property
     def kind(self) -> str:
@@ -173,14 +170,12 @@ class Full(Model):
 
 
 class Method(Model):
-    """Which parameters move. Set exactly one member."""
+    """Which parameters move. Set exactly one member; LoRA unless told otherwise."""
 
     rules: ClassVar = (exactly_one_of("lora", "full"),)
 
     lora: Lora | None = None
-    """Low-rank adaptation (the default)."""
     full: Full | None = None
-    """Full fine-tuning."""
 
     @property
     def kind(self) -> str:
@@ -247,7 +242,7 @@ class Training(Model):
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 42
     """Seeds splits, shuffling, initialisation and dropout."""
     early_stopping: EarlyStopping | None = None
-    """Off when absent."""
+    """Off unless set."""
 
 
 class Checkpoint(Model):
@@ -307,7 +302,6 @@ class Resources(Model):
     memory: Quantity = "8Gi"
     """Memory, as request and limit."""
     workspace: Workspace = Workspace()
-    """The volume that the stages share."""
 
 
 LabelValue = Annotated[str, Field(max_length=63)]
@@ -364,27 +358,16 @@ class FineTuneJobSpec(Model):
     )
 
     model: ModelSource
-    """The base model."""
     dataset: Dataset
-    """The records to learn from and to be judged on."""
     objective: Objective = Objective(sft=Sft())
-    """Which loss is minimised: supervised fine-tuning unless told otherwise."""
     method: Method = Method(lora=Lora())
-    """Which parameters move: LoRA unless told otherwise."""
     training: Training = Training()
-    """How the optimizer is driven."""
     checkpoint: Checkpoint = Checkpoint()
-    """When the run is saved for resuming."""
     evaluation: Evaluation = Evaluation()
-    """What is measured beside the loss."""
     output: Output
-    """Where the result goes."""
     resources: Resources = Resources()
-    """What the pods ask for."""
     scheduling: Scheduling = Scheduling()
-    """Where the pods may run."""
     retry: Retry = Retry()
-    """What happens after a failure."""
     suspend: bool = False
     """True: the run is checkpointed and its pods end; false: it goes on where it stopped."""
     deadline_seconds: Annotated[int, Field(ge=1)] | None = None

@@ -228,11 +228,9 @@ class FineTuneJobStatus(Model):
     recovery: Recovery | None = None
     """What interruptions cost."""
     evaluation: EvaluationResult | None = None
-    """The held-out result."""
     artifact: Artifact | None = None
     """The published result."""
     usage: Usage | None = None
-    """What the job used."""
     started_at: Time | None = None
     """When the first pod of the job ran."""
     finished_at: Time | None = None
