@@ -1,6 +1,12 @@
 # Everything a contributor runs, one target each. `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup requirements
+.PHONY: help setup requirements generate check test e2e demo cluster-up cluster-down bench
+SHELL := /bin/bash
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export HF_HUB_DISABLE_TELEMETRY := 1
+export DO_NOT_TRACK := 1
+
+CRD := charts/finetune-operator/files/finetunejobs.yaml
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -11,3 +17,36 @@ setup: ## make .venv with everything, pinned by hash (nothing to do: under a sec
 requirements: setup ## resolve requirements/*.in anew into requirements/*.txt (UPGRADE=1: newest versions)
 	@UV="$$(ls -d $${XDG_CACHE_HOME:-$$HOME/.cache}/finetune-operator/uv/$$(sha256sum requirements/bootstrap.txt | cut -c1-12)/bin/uv)" \
 		requirements/compile.sh $(if $(UPGRADE),--upgrade)
+
+generate: setup ## write the CRD, the chart's copy of it and docs/api.md from crds/finetune_api
+	python -m finetune_api.crd > crds/finetunejobs.yaml
+	cp crds/finetunejobs.yaml $(CRD)
+	python -m finetune_api.reference > docs/api.md
+
+check: setup ## form: lint, types, layers, generated files, chart
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports --no-cache
+	cmp crds/finetunejobs.yaml <(python -m finetune_api.crd)
+	cmp crds/finetunejobs.yaml $(CRD)
+	cmp docs/api.md <(python -m finetune_api.reference)
+	$$(python tests/cluster binaries helm) lint --strict --quiet charts/finetune-operator
+
+test: setup ## every test but the cluster ones, on a real API server
+	pytest -m "not e2e and not real"
+
+e2e: setup ## every example on a real cluster (CLUSTER=current: the current kubectl context)
+	pytest -m e2e -v tests/e2e
+
+demo: setup ## a real fine-tune on a real cluster, from nothing to a verified adapter
+	@examples/demo.sh
+
+cluster-up: ## a local Kubernetes: kind where Docker runs, else a node in its own namespaces (root)
+	python3 tests/cluster up
+
+cluster-down: ## remove it, and all that it made
+	python3 tests/cluster down
+
+bench: setup ## print the tables of docs/benchmarks.md again
+	benchmarks/run.sh

@@ -293,8 +293,8 @@ class Workspace(Model):
 class Resources(Model):
     """What each stage's pod asks for; only `train` asks for GPUs."""
 
-    gpus: Annotated[int, Field(ge=0, le=16)] = 1
-    """GPUs of the training pod; 0 trains on CPU."""
+    gpus: Annotated[int, Field(ge=0, le=1)] = 1
+    """GPUs of the training pod; 0 trains on CPU. One process trains, so more than one would stand idle."""
     gpu_resource: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", max_length=128)] = "nvidia.com/gpu"
     """Name of the extended resource that counts GPUs."""
     cpu: Quantity = "2"

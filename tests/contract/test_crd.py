@@ -1,8 +1,9 @@
-"""The generated CRD, in a real API server: it is accepted, fills in our defaults, keeps a run frozen, and explains itself."""
+"""The generated CRD in a real API server: accepted, with our defaults, keeping a run frozen, and explaining itself."""
 
 import json
 
 import pytest
+
 from cluster.control_plane import ControlPlane
 from cluster.paths import ClusterError
 from finetune_api.job import FineTuneJob
@@ -29,7 +30,7 @@ OTHER = {
     "checkpoint": {"everySteps": 7},
     "evaluation": {"everySteps": 7},
     "output": {"uri": "pvc://out/b"},
-    "resources": {"gpus": 2},
+    "resources": {"gpus": 0},
 }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from finetune_api.crd import definition
 from finetune_api.job import FineTuneJob
 from finetune_api.reasons import NEXT_STEP, Reason
