@@ -1,0 +1,63 @@
+"""A real Kubernetes for tests and the demo. Needs nothing but Python and, for a node, root on Debian."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cluster import node, node_init
+from cluster.binaries import BINARIES, CONTROL_PLANE, binary
+from cluster.control_plane import ControlPlane
+from cluster.paths import ClusterError
+
+
+def main() -> int:
+    arguments = parser().parse_args()
+    try:
+        arguments.run(arguments)
+    except ClusterError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python tests/cluster", description=__doc__)
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    binaries = verbs.add_parser("binaries", help="build what is missing, print the paths")
+    binaries.add_argument("names", nargs="*", metavar="NAME", choices=[*BINARIES, []], help=", ".join(BINARIES))
+    binaries.set_defaults(run=print_binaries)
+
+    verbs.add_parser("up", help="bring a whole cluster up").set_defaults(run=lambda _: node.up())
+    verbs.add_parser("down", help="remove it without a trace").set_defaults(run=lambda _: node.down())
+    verbs.add_parser("status", help="up, starting or down").set_defaults(run=lambda _: print(node.status()))
+    verbs.add_parser("kubeconfig", help="print its path").set_defaults(run=lambda _: print(node.KUBECONFIG))
+    verbs.add_parser("node-init").set_defaults(run=lambda _: node_init.main())  # what `up` starts; not for people
+
+    verbs.add_parser("control-plane", help="an API server on loopback, until Ctrl-C").set_defaults(run=control_plane)
+    return top
+
+
+def print_binaries(arguments: argparse.Namespace) -> None:
+    for name in arguments.names or CONTROL_PLANE:
+        print(binary(name))
+
+
+def control_plane(arguments: argparse.Namespace) -> None:
+    """In the foreground; the path of the kubeconfig is the only thing on stdout."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with ControlPlane() as plane:
+        print(plane.kubeconfig, flush=True)
+        print("up; Ctrl-C stops it and removes everything", file=sys.stderr, flush=True)
+        signal.pause()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
