@@ -1,0 +1,58 @@
+"""`python -m finetune_trainer prepare|train|publish --run FILE`: one stage of a run.
+
+It decides nothing but which stage's code is imported: each stage pays only for what it uses.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from finetune_api import labels
+from finetune_trainer.shell import StageFunction, run_stage
+
+OFFLINE_STAGES = ("train", "publish")
+"""Stages that need no model hub: prepare has fetched what has to be fetched."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    if options.stage in OFFLINE_STAGES:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return run_stage(options.stage, STAGES[options.stage], options.run, options.port, options.termination_log)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="finetune_trainer", description="Run one stage of a fine-tuning run.")
+    parser.add_argument("stage", choices=list(STAGES))
+    parser.add_argument("--run", type=Path, default=Path(labels.RUN_DIRECTORY) / labels.RUN_FILE, help="the run file (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=labels.PROGRESS_PORT, help="of /progress and /metrics; 0: none (default: %(default)s)")
+    kubelet = Path(labels.TERMINATION_LOG)
+    parser.add_argument("--termination-log", type=Path, default=kubelet if kubelet.exists() else None, help="file for the last report")
+    return parser
+
+
+def _prepare() -> StageFunction:
+    from finetune_trainer.prepare import prepare
+
+    return prepare
+
+
+def _train() -> StageFunction:
+    from finetune_trainer.train import train
+
+    return train
+
+
+def _publish() -> StageFunction:
+    from finetune_trainer.publish import publish
+
+    return publish
+
+
+STAGES = {"prepare": _prepare, "train": _train, "publish": _publish}
+
+if __name__ == "__main__":
+    sys.exit(main())

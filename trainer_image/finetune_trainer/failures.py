@@ -1,0 +1,59 @@
+"""How a stage ends when it cannot go on: one typed exception, and the exit code that each reason means.
+
+It decides what a failure is called and whether another try can help. It knows nothing of where failures come from.
+"""
+
+import errno
+
+from finetune_api.exits import ExitCode
+from finetune_api.reasons import Reason
+
+CODES: dict[Reason, ExitCode] = {
+    Reason.BAD_SPEC: ExitCode.BAD_SPEC,
+    Reason.CHECKPOINT_MISMATCH: ExitCode.BAD_SPEC,
+    Reason.DATASET_INVALID: ExitCode.BAD_DATA,
+    Reason.DATASET_UNAVAILABLE: ExitCode.MISSING_INPUT,
+    Reason.MODEL_UNAVAILABLE: ExitCode.MISSING_INPUT,
+    Reason.MODEL_INVALID: ExitCode.MISSING_INPUT,
+    Reason.INPUT_UNAVAILABLE: ExitCode.MISSING_INPUT,
+    Reason.INTERNAL_ERROR: ExitCode.INTERNAL,
+    Reason.OUTPUT_NOT_WRITABLE: ExitCode.CANNOT_WRITE,
+    Reason.ARTIFACT_PUSH_FAILED: ExitCode.CANNOT_WRITE,
+    Reason.ARTIFACT_INVALID: ExitCode.CANNOT_WRITE,
+    Reason.PREEMPTED: ExitCode.STOPPED,
+    Reason.DIVERGED: ExitCode.DIVERGED,
+    Reason.ACCESS_DENIED: ExitCode.DENIED,
+    Reason.UNSUPPORTED: ExitCode.UNSUPPORTED,
+    Reason.OUT_OF_MEMORY: ExitCode.KILLED,
+}
+"""The exit code of each reason that a stage can end with."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""OSError numbers of a disk or quota that is full."""
+
+
+class Failure(Exception):
+    """A failure that has a name. Its message is for the user: field, file and line, and what to do next.
+
+    `transient` failures (no network, a busy server) end with a code that allows another try, whatever their reason.
+    """
+
+    def __init__(self, reason: Reason, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.code = ExitCode.INTERNAL if transient else CODES[reason]
+
+
+def classified(error: BaseException) -> Failure:
+    """The failure that `error` is; what nobody foresaw becomes InternalError."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
+        return Failure(Reason.OUT_OF_MEMORY, f"out of memory: {error}" if str(error) else "out of memory")
+    if isinstance(error, KeyboardInterrupt):
+        return Failure(Reason.PREEMPTED, "stopped by the user; the same command goes on from here")
+    if isinstance(error, OSError) and error.errno in FULL:
+        place = error.filename or "the workspace"
+        return Failure(Reason.OUTPUT_NOT_WRITABLE, f"no space left while writing {place}: make room, or raise resources.workspace.size")
+    return Failure(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")

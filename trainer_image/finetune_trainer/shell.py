@@ -1,0 +1,125 @@
+"""What every stage has around it: the run file, logging, the progress page, signals, and one way to end.
+
+It decides how an ending becomes an exit code and a termination message. It knows no stage.
+"""
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_api.events import TERMINATION_LIMIT, Stage, StageReport
+from finetune_api.exits import ExitCode
+from finetune_api.reasons import Reason
+from finetune_api.run import Run, read_run
+from finetune_trainer import report
+from finetune_trainer.failures import Failure, classified
+from finetune_trainer.report import Progress
+from finetune_trainer.workspace import Workspace, write_file
+
+log = logging.getLogger(__name__)
+
+StageFunction = Callable[[Run, Workspace, Progress], StageReport]
+"""A stage: does its work, or raises Failure."""
+MESSAGE_LIMIT = 2048
+"""Characters of a report's message."""
+
+
+def run_stage(stage: Stage, load: Callable[[], StageFunction], run_file: Path, port: int, termination_log: Path | None) -> int:
+    """Run a stage to its end and leave its report; returns the exit code. `load` imports the stage's code."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s {stage}: %(message)s", datefmt="%H:%M:%S", force=True)
+    progress = Progress(stage)
+    server = report.serve(progress, port)
+    signal.signal(signal.SIGTERM, _stop)  # process 1 of a container has no default action
+    workspace: Workspace | None = None
+    try:
+        run = _run(run_file)
+        workspace = _workspace(run)
+        ending, code = load()(run, workspace, progress), ExitCode.DONE
+    except BaseException as error:
+        ending, code = _ending(stage, error)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the report is written first
+    progress.update(activity="done")
+    if stage == "train":
+        ending = ending.model_copy(update={"progress": progress.snapshot()})
+    _leave(ending, workspace, termination_log)
+    if server is not None:
+        server.close()
+    return int(code)
+
+
+def encoded(ending: StageReport, limit: int = TERMINATION_LIMIT) -> bytes:
+    """The report as JSON of at most `limit` bytes: samples go first, then the end of the message."""
+    body = _json(ending)
+    if len(body) > limit and ending.evaluation is not None:
+        ending = ending.model_copy(update={"evaluation": ending.evaluation.model_copy(update={"samples": []})})
+        body = _json(ending)
+    while len(body) > limit and ending.message:
+        ending = ending.model_copy(update={"message": _cut(ending.message, len(ending.message) * 3 // 4)})
+        body = _json(ending)
+    return body
+
+
+def bounded(message: str) -> str:
+    """`message` as a report can carry it."""
+    return message if len(message) <= MESSAGE_LIMIT else _cut(message, MESSAGE_LIMIT)
+
+
+def _cut(message: str, length: int) -> str:
+    return message[: max(length - 2, 0)].rstrip(" …") + " …" if length > 2 else ""
+
+
+def _json(ending: StageReport) -> bytes:
+    return json.dumps(ending.to_wire(), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def _run(run_file: Path) -> Run:
+    try:
+        return read_run(run_file)
+    except OSError as error:
+        raise Failure(Reason.BAD_SPEC, f"cannot read the run file {run_file}: {error.strerror}") from None
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()[:5])
+        raise Failure(Reason.BAD_SPEC, f"{run_file}: {found}") from None
+
+
+def _workspace(run: Run) -> Workspace:
+    workspace = Workspace(Path(run.workspace).absolute())
+    try:
+        workspace.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failure(Reason.OUTPUT_NOT_WRITABLE, f"cannot make the workspace {workspace.root}: {error.strerror}") from None
+    return workspace
+
+
+def _ending(stage: Stage, error: BaseException) -> tuple[StageReport, ExitCode]:
+    failure = classified(error)
+    if failure.reason is Reason.INTERNAL_ERROR and failure is not error:
+        log.error("unexpected: please report this", exc_info=error)
+    else:
+        log.error("%s: %s", failure.reason.value, failure.message)
+    return StageReport(stage=stage, reason=failure.reason, message=bounded(failure.message)), failure.code
+
+
+def _leave(ending: StageReport, workspace: Workspace | None, termination_log: Path | None) -> None:
+    """Write the report where the operator (or the command line) looks for it; failing to must not change the exit code."""
+    try:
+        if termination_log is not None:
+            termination_log.write_bytes(encoded(ending))  # a mount point: it cannot be replaced by a rename
+    except OSError as error:
+        log.warning("no termination message at %s: %s", termination_log, error.strerror)
+    try:
+        if workspace is not None:
+            write_file(workspace.report(ending.stage), _json(ending))
+    except OSError as error:
+        log.warning("no report on the workspace: %s", error.strerror)
+
+
+def _stop(signal_number: int, frame: Any) -> None:
+    raise Failure(Reason.PREEMPTED, "asked to stop (SIGTERM): the stage is done again from its start")
