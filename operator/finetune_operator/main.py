@@ -1,0 +1,205 @@
+"""The operator's process: kopf as its shell, a work queue as its heart.
+
+kopf watches FineTuneJobs and ends the process when that cannot go on. Of its handlers only `on.event` is used: the
+others keep their state in annotations and finalizers of the user's objects. This is the only module that imports kopf.
+"""
+
+import asyncio
+import logging
+import random
+import sys
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any
+
+import aiohttp
+import kopf
+
+from finetune_api import labels
+from finetune_operator import lease, logs, metrics, probes, watches
+from finetune_operator.cluster import ApiError, Cluster, NoCluster, NotFound, connect
+from finetune_operator.lease_store import LeaseObject
+from finetune_operator.metrics import Key
+from finetune_operator.observe import FINETUNE_JOBS
+from finetune_operator.progress import ProgressReader, page_session
+from finetune_operator.queue import WorkQueue
+from finetune_operator.reconcile import Reconciler, StatusWriter
+from finetune_operator.settings import Settings, parse
+
+log = logging.getLogger(__name__)
+
+RECONCILE_SECONDS = 60
+"""A pass that takes longer hangs: it is ended and tried again."""
+
+
+class Backoffs:
+    """Seconds between tries of kopf's requests, without end: with one, kopf would give up and the operator be blind."""
+
+    def __iter__(self) -> Iterator[float]:
+        delay = 0.5
+        while True:
+            yield random.uniform(0.2, delay)
+            delay = min(20, delay * 2)
+
+
+class Operator:
+    """One process. `run` ends when it is told to stop, and raises when it cannot go on."""
+
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._queue: WorkQueue[Key] = WorkQueue(monotonic)
+        self._seen: dict[Key, tuple[str, int, bool]] = {}
+
+    async def run(self) -> bool:
+        """Serve, if need be after waiting for the lead; False when the lead was lost."""
+        if not self._settings.leader_elect:
+            await self._serve()
+            return True
+        store = LeaseObject(self._cluster, self._settings.lease_namespace, self._settings.lease_name)
+        elector = lease.Elector(store, self._settings.identity)
+        kept = await elector.lead(self._serve)
+        await elector.release()
+        return kept
+
+    async def _serve(self) -> None:
+        metrics.leading.set(1)
+        metrics.watch_queue(lambda: len(self._queue))
+        writer = StatusWriter(self._cluster)
+        async with page_session() as pages, asyncio.TaskGroup() as group:
+            reader = ProgressReader(pages, self._settings, writer.progress, self._queue.add)
+            reconciler = Reconciler(self._cluster, self._settings, reader, writer)
+            background = [
+                self._queue.keep_time(),
+                self._sweep(),
+                reader.run(),
+                *watches.pumps(self._cluster, self._settings, self._queue.add_after),
+                *(self._work(reconciler) for _ in range(self._settings.workers)),
+            ]
+            tasks = [group.create_task(one) for one in background]
+            log.info("serving %s", ", ".join(self._settings.namespaces) or "all namespaces")
+            await kopf.operator(
+                registry=self._registry(),
+                settings=_kopf_settings(),
+                clusterwide=not self._settings.namespaces,
+                namespaces=self._settings.namespaces,
+                standalone=True,
+            )
+            for task in tasks:
+                task.cancel()
+
+    def _registry(self) -> kopf.OperatorRegistry:
+        """What kopf is to call: the login with our own session, and one function for each event."""
+        registry = kopf.OperatorRegistry()
+
+        @kopf.on.login(registry=registry)
+        async def login(**_: Any) -> kopf.AiohttpSession:
+            return kopf.AiohttpSession(server=self._cluster.server, aiohttp_session=self._cluster.new_session())
+
+        @kopf.on.event(labels.GROUP, labels.VERSION, labels.PLURAL, registry=registry)
+        async def event(type: str | None, body: kopf.Body, **_: Any) -> None:
+            self._take(type, body.metadata)
+
+        return registry
+
+    def _take(self, type: str | None, metadata: Any) -> None:
+        """Queue a job that is new, was edited, or is seen in a list. Our own status writes change no generation."""
+        key = (metadata["namespace"], metadata["name"])
+        if type == "DELETED":
+            self._seen.pop(key, None)
+            self._queue.add(key)
+            return
+        now = (metadata["uid"], metadata["generation"], "deletionTimestamp" in metadata)
+        if type is None or self._seen.get(key) != now:
+            self._queue.add(key)
+        self._seen[key] = now
+
+    async def _work(self, reconciler: Reconciler) -> None:
+        while True:
+            key = await self._queue.get()
+            with logs.about(*key), metrics.reconcile_seconds.time():
+                await self._once(reconciler, key)
+
+    async def _once(self, reconciler: Reconciler, key: Key) -> None:
+        try:
+            async with asyncio.timeout(RECONCILE_SECONDS):
+                after = await reconciler.reconcile(key)
+        except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as problem:
+            metrics.reconcile_errors.inc()
+            log.warning("tried again in %.1f s: %s", self._queue.retry(key), problem or repr(problem))
+        except Exception:
+            metrics.reconcile_errors.inc()
+            log.exception("tried again in %.1f s", self._queue.retry(key))
+        else:
+            self._queue.succeeded(key)
+            if after is not None:
+                self._queue.add_after(key, after)
+        finally:
+            self._queue.done(key)
+
+    async def _sweep(self) -> None:
+        """Look at every job from time to time, whatever was or was not told about it."""
+        while True:
+            await asyncio.sleep(self._settings.sweep_seconds * random.uniform(0.8, 1.2))
+            for key in list(self._seen):
+                self._queue.add_after(key, random.uniform(0, self._settings.sweep_seconds / 5))
+
+
+def _kopf_settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.scanning.disabled = True
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.networking.error_backoffs = Backoffs()
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 5
+    settings.watching.connect_timeout = 5
+    settings.watching.server_timeout = 290
+    settings.watching.client_timeout = 320
+    settings.watching.inactivity_timeout = 75
+    settings.watching.chunk_size = 500
+    return settings
+
+
+async def _run(settings: Settings) -> int:
+    """The exit code."""
+    try:
+        cluster = await connect()
+    except NoCluster as problem:
+        log.error("%s", problem)
+        return 2
+    connected = asyncio.Event()
+    runner = await probes.serve(settings.port, connected.is_set)
+    try:
+        await _wait_for_definition(cluster, settings)
+        connected.set()
+        return 0 if await Operator(cluster, settings).run() else 1
+    except Exception:
+        log.exception("the operator ends: it will be started anew")
+        return 1
+    finally:
+        await runner.cleanup()
+        await cluster.close()
+
+
+async def _wait_for_definition(cluster: Cluster, settings: Settings) -> None:
+    """Return once FineTuneJobs can be listed; say what is missing meanwhile."""
+    namespace = settings.namespaces[0] if settings.namespaces else None
+    while True:
+        try:
+            await cluster.request("GET", FINETUNE_JOBS.path(namespace), {"limit": "1"})
+            return
+        except NotFound:
+            log.error("the CustomResourceDefinition is missing: kubectl apply --server-side -f crds/finetunejobs.yaml")
+        except (ApiError, aiohttp.ClientError, TimeoutError) as problem:
+            log.error("FineTuneJobs cannot be listed: %s", problem or repr(problem))
+        await asyncio.sleep(2)
+
+
+def main() -> None:
+    settings = parse(sys.argv[1:])
+    logs.configure(settings.log_level)
+    try:
+        sys.exit(asyncio.run(_run(settings)))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,28 @@
+"""The operator's HTTP server: /metrics, /healthz and /readyz."""
+
+from collections.abc import Callable
+
+from aiohttp import web
+
+from finetune_operator import metrics
+
+
+async def serve(port: int, is_ready: Callable[[], bool]) -> web.AppRunner:
+    """Serve on all addresses until the runner is cleaned up. A standby replica is ready too: it only waits."""
+
+    async def show_metrics(_: web.Request) -> web.Response:
+        return web.Response(body=metrics.page(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def readyz(_: web.Request) -> web.Response:
+        ready = is_ready()
+        return web.Response(text="ok" if ready else "not connected yet", status=200 if ready else 503)
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", show_metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, None, port).start()
+    return runner

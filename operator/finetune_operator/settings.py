@@ -1,0 +1,106 @@
+"""What the person who runs the operator decides: read once from flags and environment into a frozen object.
+
+No other module reads the environment or a flag.
+"""
+
+import argparse
+import os
+import socket
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from finetune_api import labels
+
+SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+ENVIRONMENT_PREFIX = "FINETUNE_"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that differs between two installations of the operator."""
+
+    trainer_image: str
+    namespaces: tuple[str, ...] = ()
+    """Served namespaces; empty: the whole cluster."""
+    image_pull_policy: str = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+    trainer_port: int = labels.PROGRESS_PORT
+    leader_elect: bool = False
+    lease_namespace: str = "default"
+    lease_name: str = labels.MANAGED_BY
+    identity: str = "finetune-operator"
+    port: int = 8080
+    workers: int = 24
+    sweep_seconds: float = 300
+    progress_seconds: float = 2
+    """Shortest time between two readings of one progress page."""
+    silent_after: float = 60
+    """Seconds without an answer from a running pod until Progressing says NoReports."""
+    stalled_after: float = 600
+    """Seconds without a step until Progressing says Stalled."""
+    log_level: str = "info"
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from flags, else from `FINETUNE_*`, else defaults; exits with a usage message on bad input."""
+    parser = _parser(environment)
+    options = vars(parser.parse_args(arguments))
+    if not options["trainer_image"]:
+        parser.error("--trainer-image (or FINETUNE_TRAINER_IMAGE) is needed: the image that the stages run")
+    options["namespaces"] = _words(options["namespaces"])
+    options["image_pull_secrets"] = _words(options["image_pull_secrets"])
+    return Settings(**options, identity=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
+
+
+def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    defaults = {field.name: field.default for field in fields(Settings)}
+    parser = argparse.ArgumentParser(
+        prog="finetune-operator",
+        description="Turns FineTuneJobs into fine-tuned models. It talks to the cluster it runs in, or to the one that KUBECONFIG names.",
+        epilog=f"Each flag can be given as an environment variable too: --trainer-image as {ENVIRONMENT_PREFIX}TRAINER_IMAGE.",
+    )
+
+    def flag(name: str, help: str, type: type = str, default: object = None, **more: object) -> None:
+        field = name.replace("-", "_")
+        if default is None:
+            default = defaults.get(field)
+        given = environment.get(ENVIRONMENT_PREFIX + field.upper())
+        parser.add_argument(f"--{name}", type=type, default=default if given is None else given, help=help, **more)  # type: ignore[arg-type]
+
+    flag("trainer-image", "image of the stages' pods", default="")
+    flag("namespaces", "served namespaces, separated by commas; empty: all", default="")
+    flag("image-pull-policy", "of the stages' pods", choices=["Always", "IfNotPresent", "Never"])
+    flag("image-pull-secrets", "names of pull secrets in the jobs' namespaces, separated by commas", default="")
+    flag("trainer-port", "port of the trainer's /progress and /metrics", int)
+    flag("lease-namespace", "namespace of the leader election lease", default=_own_namespace(environment))
+    flag("lease-name", "name of the leader election lease")
+    flag("port", "port of /metrics, /healthz and /readyz; 0 picks a free one", int)
+    flag("workers", "jobs that are reconciled at the same time", int)
+    flag("sweep-seconds", "every job is looked at again after so many seconds, whatever the watches say", float)
+    flag("progress-seconds", "shortest time between two readings of one job's progress", float)
+    flag("silent-after", "seconds without an answer from a trainer until its job says NoReports", float)
+    flag("stalled-after", "seconds without a training step until its job says Stalled", float)
+    flag("log-level", "how much is logged", choices=["debug", "info", "warning", "error"])
+    parser.add_argument(
+        "--leader-elect",
+        action=argparse.BooleanOptionalAction,
+        default=_truth(environment.get(ENVIRONMENT_PREFIX + "LEADER_ELECT"), SERVICE_ACCOUNT_NAMESPACE.exists()),
+        help="let one replica work at a time (default: in a cluster)",
+    )
+    return parser
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _truth(text: str | None, default: bool) -> bool:
+    return default if not text else text.lower() in ("1", "true", "yes", "on")
+
+
+def _own_namespace(environment: Mapping[str, str]) -> str:
+    if "POD_NAMESPACE" in environment:
+        return environment["POD_NAMESPACE"]
+    return SERVICE_ACCOUNT_NAMESPACE.read_text().strip() if SERVICE_ACCOUNT_NAMESPACE.exists() else "default"

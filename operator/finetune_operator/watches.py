@@ -1,0 +1,69 @@
+"""Turns what happens to the children of jobs into the keys of those jobs, and forgets it.
+
+It decides which changes can matter. A change that is overlooked is found by the sweep: nothing depends on seeing each.
+"""
+
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine
+
+from finetune_api import labels
+from finetune_operator.cluster import Change, Cluster
+from finetune_operator.metrics import Key
+from finetune_operator.observe import EVENTS, JOBS, PODS
+from finetune_operator.settings import Settings
+
+OURS = f"{labels.MANAGED_BY_LABEL}={labels.MANAGED_BY}"
+SETTLE_SECONDS = 0.1
+"""A Kubernetes Job and its pod change together: one look serves both."""
+TROUBLES = (("Pod", "FailedMount"), ("Job", "FailedCreate"))
+"""Events that tell what no status tells."""
+
+_CHILD = re.compile(r"^(?P<job>.+)-[0-9a-f]{5}-(prepare|train|publish)(-[a-z0-9]{5})?$")
+
+
+def pumps(
+    cluster: Cluster, settings: Settings, wake: Callable[[Key, float], None]
+) -> list[Coroutine[None, None, None]]:
+    """What to run, each for ever: `wake` is called with a job's key and the seconds to wait for more news of it."""
+
+    async def pump(changes: AsyncIterator[Change], key_of: Callable[[Change], Key | None]) -> None:
+        async for change in changes:
+            if (key := key_of(change)) is not None:
+                wake(key, SETTLE_SECONDS)
+
+    running = []
+    for namespace in settings.namespaces or (None,):
+        running.append(pump(cluster.watch(JOBS, namespace, OURS), key_of_job))
+        running.append(pump(cluster.watch(PODS, namespace, OURS), key_of_pod))
+        for kind, reason in TROUBLES:
+            fields = f"involvedObject.kind={kind},reason={reason}"
+            running.append(pump(cluster.watch(EVENTS, namespace, fields=fields), key_of_trouble))
+    return running
+
+
+def key_of_job(change: Change) -> Key | None:
+    """A Kubernetes Job that has something to say: that it was admitted, ended or deleted."""
+    is_mute = (
+        not change.object.get("status", {}).get("conditions") and "deletionTimestamp" not in change.object["metadata"]
+    )
+    return None if is_mute and change.type in ("ADDED", "MODIFIED") else _labelled(change)
+
+
+def key_of_pod(change: Change) -> Key | None:
+    """A pod that has something to say. A fresh one has not."""
+    status = change.object.get("status", {})
+    is_mute = not status.get("conditions") and not status.get("containerStatuses") and status.get("phase") == "Pending"
+    return None if is_mute and change.type == "ADDED" else _labelled(change)
+
+
+def key_of_trouble(change: Change) -> Key | None:
+    """An Event about a child, known by the child's name."""
+    about = change.object.get("involvedObject", {})
+    match = _CHILD.match(about.get("name", ""))
+    return (about.get("namespace", ""), match["job"]) if match and change.type != "DELETED" else None
+
+
+def _labelled(change: Change) -> Key | None:
+    metadata = change.object["metadata"]
+    job = metadata.get("labels", {}).get(labels.JOB_LABEL)
+    return (metadata["namespace"], job) if job else None
