@@ -1,0 +1,1 @@
+"""The `finetune` command, which is also the kubectl plugin."""

@@ -1,0 +1,223 @@
+"""`finetune run`: prepare, train and publish as processes of this machine, one after the other, without a cluster.
+
+It decides the order, what an interruption and a failure look like, and what is not done again. Exit codes: 0 done, 130
+interrupted (the same command resumes), 64 wrong job or options, else that of the stage that failed.
+"""
+
+import os
+import shlex
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.markup import escape
+
+from finetune_api.events import Stage, StageReport
+from finetune_api.exits import REASONS, ExitCode
+from finetune_api.job import FineTuneJob
+from finetune_api.reasons import Reason
+from finetune_api.run import Run
+from finetune_cli import document, figures, summary
+from finetune_cli.document import Document, UnreadableError
+from finetune_cli.live import display
+from finetune_cli.mounts import MountError, mounts
+from finetune_cli.stage import StageProcess, is_installed
+from finetune_cli.terminal import err, out
+from finetune_cli.validation import check, is_job, job
+from finetune_cli.verdict import report as report_problems
+from finetune_cli.workspace import FOLDER, Workspace, WorkspaceError
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
+INTERRUPTED = 128 + signal.SIGINT
+LAST_LINES = 15
+"""Lines of a stage's log that are shown when nobody foresaw its failure."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the file."""
+
+    workspace: Path | None
+    folders: dict[str, str]
+    """From `pvc://claim` and the like to folders."""
+    fresh: bool
+
+
+def run_file(file: str, options: Options) -> int:
+    """Run the job in `file`; returns the exit code."""
+    try:
+        source = _only_job(file)
+    except UnreadableError as error:
+        return _refuse(str(error))
+    problems = check(source, cluster=False)
+    if problems:
+        report_problems(source, problems)
+        return int(ExitCode.BAD_SPEC)
+    parsed = job(source)
+    try:
+        mounted = mounts(parsed.spec, options.folders)
+    except MountError as error:
+        return _refuse(f"{_where(source, error.path)}{error}")
+    if not is_installed():
+        return _refuse("the trainer is not installed here: pip install 'finetune-operator[trainer]'")
+    try:
+        return _run(parsed, mounted, options)
+    except WorkspaceError as error:
+        return _refuse(str(error))
+
+
+def _only_job(file: str) -> Document:
+    jobs = [found for found in document.read(file) if is_job(found.value)]
+    if len(jobs) != 1:
+        raise UnreadableError(file, None, f"expected one FineTuneJob, found {len(jobs) or 'none'}")
+    return jobs[0]
+
+
+def _where(source: Document, path: str) -> str:
+    """`file:line: spec.model.uri: ` for a field, nothing for an option."""
+    if not path:
+        return ""
+    route = tuple(int(part) if part.isdigit() else part for part in path.replace("[", ".").replace("]", "").split("."))
+    return f"{source.file}:{source.line(route)}: {path}: "
+
+
+def _refuse(message: str) -> int:
+    err.print(f"[red]{escape(message)}[/red]")
+    return int(ExitCode.BAD_SPEC)
+
+
+def _run(parsed: FineTuneJob, mounted: dict[str, str], options: Options) -> int:
+    workspace = Workspace(options.workspace or Path(FOLDER) / parsed.metadata.name)
+    lock = workspace.acquire()
+    try:
+        if options.fresh:
+            workspace.clear()
+        run = workspace.settle(parsed, mounted)
+        with _signals_interrupt():
+            return _stages(run, workspace, lock)
+    finally:
+        os.close(lock)
+
+
+def _stages(run: Run, workspace: Workspace, lock: int) -> int:
+    out.print(f"[bold]{run.name}[/bold]  [dim]workspace {escape(str(workspace.root))}[/dim]")
+    begun = time.monotonic()
+    for stage in STAGES:
+        known = workspace.report(stage)
+        if known is not None and known.reason is None:
+            out.print(f"[green]✓[/green] {stage:8} [dim]done before[/dim]")
+            continue
+        code = _stage(stage, workspace, lock)
+        if code:
+            return code
+    _conclude(run, workspace, time.monotonic() - begun)
+    return 0
+
+
+def _stage(stage: Stage, workspace: Workspace, lock: int) -> int:
+    workspace.forget(stage)
+    begun = time.monotonic()
+    process = StageProcess(stage, workspace.run_file, workspace.log(stage), lock)
+    try:
+        with display(out, stage) as shown:
+            for progress in process.progress():
+                shown.show(progress, time.monotonic())
+        code = process.exit_code()
+    except KeyboardInterrupt:
+        return _interrupted(process, workspace)
+    finally:
+        process.kill()
+    report = workspace.report(stage)
+    if code or report is None or report.reason is not None:
+        return _failed(stage, code, report, workspace)
+    out.print(
+        f"[green]✓[/green] {stage:8} {escape(_outcome(report))}[dim]{figures.duration(time.monotonic() - begun)}[/dim]"
+    )
+    return 0
+
+
+def _outcome(report: StageReport) -> str:
+    """What a stage has to say for itself, in a line."""
+    lines = []
+    if report.data is not None:
+        lines.append(summary.data_line(report.data))
+    if report.plan is not None:
+        lines.append(summary.plan_line(report.plan))
+    if report.progress is not None:
+        lines.append(f"{report.progress.step:,} steps")
+    return "".join(f"{line} · " for line in lines if line)
+
+
+def _interrupted(process: StageProcess, workspace: Workspace) -> int:
+    """Ctrl-C: ask the stage to save what it has; a second Ctrl-C does not wait for it."""
+    out.print(f"stopping {process.stage}: it saves its work first (Ctrl-C again stops it at once)")
+    process.stop()
+    try:
+        process.exit_code()
+    except KeyboardInterrupt:
+        process.kill()
+        out.print("[yellow]stopped at once[/yellow]: run the same command again to resume from the last checkpoint")
+        return INTERRUPTED
+    report = workspace.report(process.stage)
+    said = f" ({report.message})" if report is not None and report.message else ""
+    out.print(f"[yellow]stopped[/yellow]{escape(said)}: run the same command again to resume")
+    return INTERRUPTED
+
+
+def _failed(stage: Stage, code: int, report: StageReport | None, workspace: Workspace) -> int:
+    reason = report.reason if report is not None else None
+    if reason is None:
+        known = code in list(ExitCode) and ExitCode(code) in REASONS
+        reason = REASONS[ExitCode(code)] if known else Reason.INTERNAL_ERROR
+    message = report.message if report is not None else f"the process ended with code {code} and left no report"
+    err.print(summary.failure(f"{stage} failed: {reason}", message, reason))
+    log = workspace.log(stage)
+    if reason is Reason.INTERNAL_ERROR:
+        err.print(f"  [dim]the last lines of {escape(str(log))}:[/dim]")
+        for line in _tail(log):
+            err.print(f"    {line}", markup=False, style="dim")
+    else:
+        err.print(f"  [dim]log: {escape(str(log))}[/dim]")
+    return code or int(ExitCode.INTERNAL)
+
+
+def _tail(log: Path) -> list[str]:
+    with suppress(OSError):
+        return log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+    return []
+
+
+def _conclude(run: Run, workspace: Workspace, seconds: float) -> None:
+    """What came out, and what to do with it."""
+    trained, published = workspace.report("train"), workspace.report("publish")
+    out.print(f"\n[bold green]Succeeded[/bold green] [dim]after {figures.duration(seconds)}[/dim]")
+    evaluation = trained.evaluation if trained else None
+    if evaluation is not None:
+        out.print(summary.indented(summary.results(evaluation)))
+        for sample in evaluation.samples[:1]:
+            out.print(summary.indented(summary.answers(sample)))
+    if published is not None and published.artifact is not None:
+        out.print(summary.indented(summary.artifact_lines(published.artifact)))
+    folder = str(run.locate(run.spec.output.uri))
+    out.print(f"\nNext:  ls {escape(shlex.quote(folder))}  [dim]# README.md is the model card[/dim]")
+    out.print("       the same command with --fresh  [dim]# train it anew[/dim]")
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """A terminal that closes and a polite kill are an interruption like Ctrl-C: the stage saves its work."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    caught = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,45 @@
+"""Prints what validation found, for people: `file:line: message`, and below it what the field means."""
+
+from rich.markup import escape
+
+from finetune_cli import document
+from finetune_cli.document import Document, UnreadableError
+from finetune_cli.terminal import err, out
+from finetune_cli.validation import Problem, check, describe, is_job
+
+
+def verdict(files: list[str], cluster: bool, quiet: bool) -> int:
+    """Check every FineTuneJob in `files`; returns the exit code: 0 all accepted, 1 something refused or unreadable."""
+    return max(_file(file, cluster, quiet) for file in files)
+
+
+def _file(file: str, cluster: bool, quiet: bool) -> int:
+    try:
+        documents = document.read(file)
+    except UnreadableError as error:
+        err.print(f"[red]{escape(str(error))}[/red]")
+        return 1
+    jobs = [found for found in documents if is_job(found.value)] or documents[:1]
+    if not jobs:
+        err.print(f"[red]{escape(file)}: nothing in it: expected a FineTuneJob[/red]")
+        return 1
+    problems = [(job, check(job, cluster)) for job in jobs]
+    for job, found in problems:
+        report(job, found)
+        if not found and not quiet:
+            out.print(f"[green]✓[/green] {escape(job.file)}: FineTuneJob {_name(job)} is valid")
+    return int(any(found for _, found in problems))
+
+
+def report(job: Document, problems: list[Problem]) -> None:
+    """Print `problems` to standard error."""
+    for problem in problems:
+        err.print(f"[red]{escape(f'{job.file}:{problem.line}:')}[/red] {escape(str(problem))}")
+        meaning = describe(problem.path) if problem.path else ""
+        if meaning:
+            err.print(f"    [dim]{escape(problem.path)}: {escape(meaning)}[/dim]")
+
+
+def _name(job: Document) -> str:
+    metadata = job.value["metadata"]
+    return escape(str(metadata.get("name") or f"{metadata['generateName']}…"))
