@@ -34,7 +34,7 @@ FROM ${DEPS_IMAGE} AS code
 COPY crds/finetune_api /app/finetune_api
 COPY operator/finetune_operator /app/finetune_operator
 # The root file system is read-only when this runs, so now is the only chance; the files never change, so nobody checks.
-RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app && chmod -R a+rX /app
 
 FROM ${DEPS_IMAGE}
 RUN grep -q '^finetune:' /etc/passwd \
