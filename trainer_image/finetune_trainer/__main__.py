@@ -27,10 +27,22 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="finetune_trainer", description="Run one stage of a fine-tuning run.")
     parser.add_argument("stage", choices=list(STAGES))
-    parser.add_argument("--run", type=Path, default=Path(labels.RUN_DIRECTORY) / labels.RUN_FILE, help="the run file (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=labels.PROGRESS_PORT, help="of /progress and /metrics; 0: none (default: %(default)s)")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        default=Path(labels.RUN_DIRECTORY) / labels.RUN_FILE,
+        help="the run file (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=labels.PROGRESS_PORT,
+        help="of /progress and /metrics; 0: none (default: %(default)s)",
+    )
     kubelet = Path(labels.TERMINATION_LOG)
-    parser.add_argument("--termination-log", type=Path, default=kubelet if kubelet.exists() else None, help="file for the last report")
+    parser.add_argument(
+        "--termination-log", type=Path, default=kubelet if kubelet.exists() else None, help="file for the last report"
+    )
     return parser
 
 

@@ -42,6 +42,7 @@ class Failure(Exception):
         super().__init__(message)
         self.reason = reason
         self.message = message
+        self.transient = transient
         self.code = ExitCode.INTERNAL if transient else CODES[reason]
 
 
@@ -54,6 +55,6 @@ def classified(error: BaseException) -> Failure:
     if isinstance(error, KeyboardInterrupt):
         return Failure(Reason.PREEMPTED, "stopped by the user; the same command goes on from here")
     if isinstance(error, OSError) and error.errno in FULL:
-        place = error.filename or "the workspace"
-        return Failure(Reason.OUTPUT_NOT_WRITABLE, f"no space left while writing {place}: make room, or raise resources.workspace.size")
+        message = f"no space left for {error.filename or 'the workspace'}: make room, or raise resources.workspace.size"
+        return Failure(Reason.OUTPUT_NOT_WRITABLE, message)
     return Failure(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")

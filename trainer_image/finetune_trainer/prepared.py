@@ -41,15 +41,15 @@ class Prepared(Model):
 
     data_key: str
     """sha256 of everything that shaped the data: equal keys make equal data."""
-    plan_key: str
-    """sha256 of everything else that shaped the plan."""
+    plan_key: str = ""
+    """sha256 of everything else that shaped the plan; empty before it is made."""
     objective: str
     """Name of the objective whose records these are."""
     record_kind: Literal["chat", "prompt", "text", "labelled"]
     """What a record of the training data was."""
     data: Data
     """Counts and fingerprint, as in the job's status."""
-    plan: Plan
+    plan: Plan = Plan()
     """As in the job's status."""
     labels: list[str] = []
     """Classes in the order of their ids."""
@@ -57,8 +57,10 @@ class Prepared(Model):
     """Folder of the base model."""
     model_revision: str
     """Commit, or digest of the weights."""
-    vocabulary: int
-    """Token ids are below this."""
+    model_stamp: str
+    """Sizes and times of the weights when they were digested."""
+    max_length: int
+    """Tokens of the longest record, and of a pack."""
     eos_token_id: int | None = None
     """Ends a record; None where the tokenizer has none."""
     pad_token_id: int
@@ -76,7 +78,9 @@ class Table:
         self.offsets: NDArray[np.int64] = _mapped(prefix.with_suffix(".offsets"), np.int64)
         self.ids: Ints = _mapped(prefix.with_suffix(".ids"), np.int32)
         self.mask = _mapped(prefix.with_suffix(".mask"), np.bool_) if prefix.with_suffix(".mask").exists() else None
-        self.labels = _mapped(prefix.with_suffix(".labels"), np.int32) if prefix.with_suffix(".labels").exists() else None
+        self.labels = (
+            _mapped(prefix.with_suffix(".labels"), np.int32) if prefix.with_suffix(".labels").exists() else None
+        )
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

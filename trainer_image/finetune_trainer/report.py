@@ -45,7 +45,10 @@ class Progress:
 
     def update(self, **fields: Any) -> None:
         """Set fields of ProgressReport by their Python names; what is not finite is reported as absent."""
-        known = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields.items()}
+        known = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in fields.items()
+        }
         self._report = self._report.model_copy(update=known)
 
     def snapshot(self) -> ProgressReport:

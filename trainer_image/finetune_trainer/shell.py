@@ -30,9 +30,17 @@ MESSAGE_LIMIT = 2048
 """Characters of a report's message."""
 
 
-def run_stage(stage: Stage, load: Callable[[], StageFunction], run_file: Path, port: int, termination_log: Path | None) -> int:
+def run_stage(
+    stage: Stage, load: Callable[[], StageFunction], run_file: Path, port: int, termination_log: Path | None
+) -> int:
     """Run a stage to its end and leave its report; returns the exit code. `load` imports the stage's code."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s {stage}: %(message)s", datefmt="%H:%M:%S", force=True)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format=f"%(asctime)s {stage}: %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
+    )
     progress = Progress(stage)
     server = report.serve(progress, port)
     signal.signal(signal.SIGTERM, _stop)  # process 1 of a container has no default action
@@ -85,7 +93,9 @@ def _run(run_file: Path) -> Run:
     except OSError as error:
         raise Failure(Reason.BAD_SPEC, f"cannot read the run file {run_file}: {error.strerror}") from None
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()[:5])
+        found = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()[:5]
+        )
         raise Failure(Reason.BAD_SPEC, f"{run_file}: {found}") from None
 
 
@@ -94,7 +104,9 @@ def _workspace(run: Run) -> Workspace:
     try:
         workspace.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Failure(Reason.OUTPUT_NOT_WRITABLE, f"cannot make the workspace {workspace.root}: {error.strerror}") from None
+        raise Failure(
+            Reason.OUTPUT_NOT_WRITABLE, f"cannot make the workspace {workspace.root}: {error.strerror}"
+        ) from None
     return workspace
 
 

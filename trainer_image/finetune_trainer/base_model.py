@@ -1,0 +1,193 @@
+"""The base model as a folder: found where it lies or fetched once, checked without loading it, and pinned.
+
+It decides whether a folder is a model that can be trained from. It reads no weights but to digest them; what
+transformers makes of the model is modelling's business.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api import uris
+from finetune_api.reasons import Reason
+from finetune_api.run import Run
+from finetune_trainer import hub
+from finetune_trainer.data.tokenizer import FILES, read_json
+from finetune_trainer.failures import Failure
+from finetune_trainer.output import megabytes
+from finetune_trainer.workspace import Workspace, new_folder, write_file
+
+log = logging.getLogger(__name__)
+
+FIELD = "spec.model"
+ORIGIN = "origin.json"
+"""In a downloaded model: where it came from. It is written last."""
+CONFIGS = (*FILES, "config.json", "generation_config.json", "model.safetensors.index.json")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+LONGEST_HEADER = 100_000_000
+"""Bytes; as in safetensors itself."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A checked model folder. `name` is what its owner calls it."""
+
+    folder: Path
+    name: str
+    revision: str
+    """Commit of the hub, or sha256 of the weights."""
+    stamp: str
+    """What changes when a weight file does."""
+    config: dict[str, Any]
+    weights: list[Path]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights."""
+        return sum(path.stat().st_size for path in self.weights)
+
+    @property
+    def longest_input(self) -> int | None:
+        """Tokens that its position embeddings reach; None where nothing limits them."""
+        config = self.config.get("text_config") or self.config
+        positions = config.get("max_position_embeddings") or config.get("n_positions")
+        if not isinstance(positions, int):
+            return None
+        offset = (config.get("pad_token_id") or 0) + 1 if "roberta" in str(config.get("model_type")) else 0
+        return positions - offset
+
+
+def base_model(run: Run, workspace: Workspace, known: dict[str, str]) -> BaseModel:
+    """The model of `spec.model`. `known` maps stamps of weights to their digests."""
+    source = run.spec.model
+    if uris.parse(source.uri).scheme == "hf":
+        folder, revision = _fetched(run, workspace)
+    else:
+        folder, revision = _mounted(run), ""
+    config, weights = _checked(folder, source.uri)
+    stamp = _stamp(weights)
+    return BaseModel(folder, source.uri, revision or known.get(stamp) or _digest(weights), stamp, config, weights)
+
+
+def _mounted(run: Run) -> Path:
+    uri = run.spec.model.uri
+    try:
+        folder = run.locate(uri)
+    except KeyError as error:
+        raise Failure(Reason.MODEL_UNAVAILABLE, f"{FIELD}.uri: {error.args[0]} is not mounted") from None
+    if not folder.exists():
+        raise Failure(Reason.MODEL_UNAVAILABLE, f"{FIELD}.uri: {uri} does not exist{beside(folder)}")
+    if not folder.is_dir():
+        raise Failure(Reason.MODEL_INVALID, f"{FIELD}.uri: {uri} is a file; name the folder that holds the model")
+    return folder
+
+
+def beside(path: Path) -> str:
+    """What lies where `path` should be, for the message that it is missing."""
+    parent = next(parent for parent in path.parents if parent.is_dir())
+    names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
+    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    return f"; {parent.name or parent} holds: {shown or 'nothing'}"
+
+
+def _fetched(run: Run, workspace: Workspace) -> tuple[Path, str]:
+    source = run.spec.model
+    wanted = {"uri": source.uri, "revision": source.revision}
+    origin = read_json(workspace.model / ORIGIN, "the workspace")
+    if {key: origin.get(key) for key in wanted} == wanted:
+        log.info("model %s is on the workspace already", source.uri)
+        return workspace.model, str(origin["commit"])
+    where = hub.place(run, source.uri, FIELD, Reason.MODEL_UNAVAILABLE, source.auth)
+    found = hub.repository(where, "model", source.revision)
+    files = _needed(found.files)
+    partial = workspace.root / "model.partial"
+    hub.fetch(where, found, files, partial)
+    with new_folder(workspace.model) as draft:
+        for file in files:
+            (partial / file.name).rename(draft / file.name)
+        write_file(draft / ORIGIN, json.dumps(wanted | {"commit": found.commit}))
+    shutil.rmtree(partial, ignore_errors=True)
+    return workspace.model, found.commit
+
+
+def _needed(files: list[hub.HubFile]) -> list[hub.HubFile]:
+    """Config, tokenizer and safetensors at the top of the repository; other forms of the same weights are left there."""
+    weights = [file for file in files if file.name.endswith(".safetensors") and "/" not in file.name]
+    standard = [file for file in weights if file.name.startswith("model")]
+    if not weights:
+        pickles = [file.name for file in files if Path(file.name).match("*.bin")]
+        raise Failure(Reason.MODEL_INVALID, f"{FIELD}.uri: no weights as *.safetensors{_instead(pickles)}")
+    return [file for file in files if file.name in CONFIGS] + (standard or weights)
+
+
+def _checked(folder: Path, name: str) -> tuple[dict[str, Any], list[Path]]:
+    """The model's config and weight files; raises ModelInvalid, naming what is missing."""
+    if not (folder / "config.json").is_file():
+        why = "is an adapter, not a base model" if (folder / "adapter_config.json").is_file() else "has no config.json"
+        raise Failure(Reason.MODEL_INVALID, f"{FIELD}.uri: {name} {why}{beside(folder / '-')}")
+    config = read_json(folder / "config.json", name)
+    weights = _weights(folder, name)
+    for path in weights:
+        _check_weights(path, name)
+    return config, weights
+
+
+def _weights(folder: Path, name: str) -> list[Path]:
+    index = read_json(folder / "model.safetensors.index.json", name)
+    if index:
+        shards = sorted(set((index.get("weight_map") or {}).values()))
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
+        if missing or not shards:
+            raise Failure(
+                Reason.MODEL_INVALID, f"{FIELD}.uri: {name} lacks {', '.join(missing[:5]) or 'its weight map'}"
+            )
+        return [folder / shard for shard in shards]
+    weights = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
+    if not weights:
+        others = sorted(path.name for pattern in (*PICKLES, "*.gguf") for path in folder.glob(pattern))
+        raise Failure(Reason.MODEL_INVALID, f"{FIELD}.uri: {name} has no weights as *.safetensors{_instead(others)}")
+    return weights
+
+
+def _instead(others: list[str]) -> str:
+    if not others:
+        return ""
+    return f", only {', '.join(others[:3])}: pickled weights can run code and are refused; convert them to safetensors"
+
+
+def _check_weights(path: Path, name: str) -> None:
+    """A safetensors file says in its header how long it is: a cut copy or a git-lfs pointer is found here, not in train."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else LONGEST_HEADER + 1
+        try:
+            header = json.loads(file.read(length)) if length <= LONGEST_HEADER else None
+            ends = [tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"]
+        except (ValueError, AttributeError, KeyError, TypeError):
+            pointer = " (a git-lfs pointer: fetch the file itself)" if head.startswith(b"version ") else ""
+            message = f"{FIELD}.uri: {path.name} of {name} is not a safetensors file{pointer}"
+            raise Failure(Reason.MODEL_INVALID, message) from None
+    expected, found = 8 + length + max(ends, default=0), path.stat().st_size
+    if found != expected:
+        told = f"has {found:,} bytes where its header says {expected:,}: copy it again"
+        raise Failure(Reason.MODEL_INVALID, f"{FIELD}.uri: {path.name} of {name} {told}")
+
+
+def _stamp(weights: list[Path]) -> str:
+    return " ".join(f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in weights)
+
+
+def _digest(weights: list[Path]) -> str:
+    total = sum(path.stat().st_size for path in weights)
+    if total > 2_000_000_000:
+        log.info("digesting %s of weights", megabytes(total))
+    digest = hashlib.sha256()
+    for path in weights:
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"

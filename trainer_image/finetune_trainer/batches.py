@@ -1,0 +1,50 @@
+"""Which records share a forward pass, and in which order: a pure function of lengths, shape, seed and epoch.
+
+Records of similar length share a micro-batch, so that little is computed on padding; micro-batches are shuffled, so that
+the optimizer sees no order by length. An interrupted run finds its place again by counting.
+It never looks into a record.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+WINDOW = 50
+"""Micro-batches per window: records are sorted by length within a window only, which keeps the order of an epoch random."""
+
+
+class EpochBatches:
+    """A batch sampler for torch: the micro-batches of one epoch, as lists of record numbers."""
+
+    def __init__(self, lengths: np.ndarray, size: int, seed: int) -> None:
+        self.lengths, self.size, self.seed = lengths, size, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by transformers.Trainer at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in shuffled(self.lengths, self.size, self.seed, self.epoch):
+            yield batch.tolist()
+
+
+def shuffled(lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The micro-batches of an epoch in training order; every record is in exactly one of them."""
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    batches = []
+    for start in range(0, len(order), size * WINDOW):
+        window = order[start : start + size * WINDOW]
+        window = window[np.argsort(lengths[window], kind="stable")]
+        batches.extend(window[at : at + size] for at in range(0, len(window), size))
+    return [batches[index] for index in generator.permutation(len(batches))]
+
+
+def by_length(lengths: np.ndarray, size: int) -> list[list[int]]:
+    """Batches for evaluation, longest first: if memory does not suffice, the first batch tells."""
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    return [order[at : at + size].tolist() for at in range(0, len(order), size)]

@@ -1,0 +1,256 @@
+"""What happens between two optimizer steps: reports, evaluations, checkpoints, and the end of the run.
+
+It decides when. It knows no objective and no method: a model with a loss is all it sees.
+"""
+
+import logging
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from finetune_api.reasons import Reason
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.checkpoints import Store
+from finetune_trainer.failures import Failure
+from finetune_trainer.finetuner import FineTuner, Rows
+from finetune_trainer.report import Progress
+from finetune_trainer.state import Event, RunState
+
+log = logging.getLogger(__name__)
+
+LINES = 200
+"""Lines of history that a run is divided into, at least."""
+SILENCE_SECONDS = 5.0
+"""Longest time without a report while steps are made."""
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """When what is due; steps are counted from 1."""
+
+    total_steps: int
+    evaluate_every: int
+    checkpoint_steps: int | None
+    checkpoint_seconds: float | None
+    patience: int | None
+    min_delta: float
+
+    def evaluation_due(self, step: int) -> bool:
+        return step > 0 and (step % self.evaluate_every == 0 or step == self.total_steps)
+
+    @property
+    def report_every(self) -> int:
+        return max(1, self.total_steps // LINES)
+
+
+def timetable(spec: FineTuneJobSpec, total_steps: int) -> Timetable:
+    """The timetable of a resolved spec; ten evaluations unless it says otherwise."""
+    minutes, stopping = spec.checkpoint.every_minutes, spec.training.early_stopping
+    return Timetable(
+        total_steps=total_steps,
+        evaluate_every=spec.evaluation.every_steps or max(1, -(-total_steps // 10)),
+        checkpoint_steps=spec.checkpoint.every_steps,
+        checkpoint_seconds=None if minutes is None else 60.0 * minutes,
+        patience=stopping.patience if stopping else None,
+        min_delta=stopping.min_delta if stopping else 0.0,
+    )
+
+
+class StopRequest:
+    """Set by SIGTERM and SIGINT, looked at where the run can be left without loss."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def install(self) -> None:
+        """Answer SIGTERM and SIGINT from now on; a second SIGINT ends the process at once."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.is_set():
+            raise KeyboardInterrupt
+        self.set()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Raise Failure if a stop was asked for: for work that is done again by the next attempt."""
+        if self.is_set():
+            raise Failure(Reason.PREEMPTED, "asked to stop; the next attempt goes on from the last checkpoint")
+
+
+class Course(TrainerCallback):
+    """Follows a run from step to step and keeps its RunState."""
+
+    def __init__(
+        self,
+        tuner: FineTuner,
+        table: Timetable,
+        store: Store,
+        validation: Rows | None,
+        progress: Progress,
+        stop: StopRequest,
+    ) -> None:
+        self.tuner, self.table, self.store, self.validation = tuner, table, store, validation
+        self.progress, self.stop = progress, stop
+        self.state = tuner.resumed_from.state if tuner.resumed_from else RunState()
+        self.history = list(self.state.history)
+        self._rate = 0.0
+        self._saved_step = self.state.step
+        self._saved_at = self._reported_at = time.monotonic()
+        self._reported_step, self._reported_tokens = self.state.step, 0
+
+    def catch_up(self) -> None:
+        """Do what the attempt before was stopped from doing: evaluate the step that it saved. The weights are those of the checkpoint."""
+        if self._evaluation_due():
+            self._evaluate()
+        self._finish_if_over()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._saved_at = time.monotonic()
+        self._restart_clock()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        (self._rate,) = set(self.tuner.lr_scheduler.get_last_lr())  # of this step: the schedule moves on before it ends
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.state = self.state.model_copy(update={"step": state.global_step})
+        if self._report_due():
+            self._report()
+        if not self.stop.is_set() and self._evaluation_due():
+            self._evaluate()
+        self._finish_if_over()
+        if self.stop.is_set() or self.state.finished or self._checkpoint_due():
+            self.checkpoint()
+        control.should_training_stop = self.stop.is_set() or bool(self.state.finished)
+
+    def _finish_if_over(self) -> None:
+        if self.state.step >= self.table.total_steps and not self._evaluation_due() and not self.state.finished:
+            self.state = self.state.model_copy(update={"finished": "steps"})
+
+    def checkpoint(self) -> None:
+        """Save the run as it stands, unless that was done already."""
+        if self.state.step == self._saved_step:
+            return
+        self._report()
+        started = time.monotonic()
+        self.progress.update(activity="checkpointing")
+        self.state = self.state.model_copy(update={"history": self.history})
+        self.store.save(self.tuner, self.state)
+        self._saved_step, self._saved_at = self.state.step, time.monotonic()
+        log.info("checkpoint at step %d (%.2f s)", self.state.step, self._saved_at - started)
+        self.progress.update(activity="training", checkpoint_step=self.state.step)
+        self._restart_clock()
+
+    def _report_due(self) -> bool:
+        overdue = time.monotonic() - self._reported_at > SILENCE_SECONDS
+        return self.state.step % self.table.report_every == 0 or self.state.step >= self.table.total_steps or overdue
+
+    def _report(self) -> None:
+        steps = self.state.step - self._reported_step
+        if steps <= 0:
+            return
+        seconds, tokens = time.monotonic() - self._reported_at, self.tuner.tokens - self._reported_tokens
+        loss = self.tuner.take_losses() / steps
+        seen = {"tokens": self.state.tokens + tokens, "seconds": self.state.seconds + seconds}
+        self.state = self.state.model_copy(update=seen)
+        speed = tokens / seconds if seconds > 0 else None
+        self._record(
+            Event(
+                step=self.state.step, epoch=self._epoch(), loss=loss, learning_rate=self._rate, tokens_per_second=speed
+            )
+        )
+        self.progress.update(
+            activity="training", step=self.state.step, total_steps=self.table.total_steps, epoch=self._epoch(),
+            loss=loss, learning_rate=self._rate, tokens_per_second=speed,
+        )  # fmt: skip
+        log.info(
+            "step %d/%d  loss %.4f  lr %.2e  %.0f tokens/s",
+            self.state.step,
+            self.table.total_steps,
+            loss,
+            self._rate,
+            speed or 0,
+        )
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        """Steps are timed; what happens between them is not."""
+        self._reported_at, self._reported_step, self._reported_tokens = (
+            time.monotonic(),
+            self.state.step,
+            self.tuner.tokens,
+        )
+
+    def _evaluation_due(self) -> bool:
+        due = self.table.evaluation_due(self.state.step)
+        return self.validation is not None and due and self.state.evaluated_step < self.state.step
+
+    def _evaluate(self) -> None:
+        assert self.validation is not None
+        self._report()
+        self.progress.update(activity="evaluating")
+        try:
+            metrics, _ = self.tuner.assess(self.validation, self._check)
+        except _Interrupted:
+            return  # the step is checkpointed; the next attempt evaluates it
+        assert metrics.loss is not None
+        self._record(Event(step=self.state.step, epoch=self._epoch(), eval_loss=metrics.loss))
+        self._judge(metrics.loss)
+        log.info(
+            "step %d/%d  validation loss %.4f%s",
+            self.state.step,
+            self.table.total_steps,
+            metrics.loss,
+            "  (best)" if self.state.stale == 0 else "",
+        )
+        self.progress.update(activity="training", eval_loss=metrics.loss)
+        self._restart_clock()
+
+    def _judge(self, loss: float) -> None:
+        """Keep the best weights, and count evaluations that brought nothing."""
+        was = self.state
+        changes: dict[str, Any] = {"evaluated_step": was.step, "stale": was.stale + 1}
+        if was.best_loss is None or loss < was.best_loss:
+            self.store.save_best(self.tuner.model, was.step)
+            changes |= {"best_step": was.step, "best_loss": loss}
+        if was.bar is None or loss < was.bar - self.table.min_delta:
+            changes |= {"bar": loss, "stale": 0}
+        self.state = was.model_copy(update=changes)
+        if self.table.patience is not None and self.state.stale >= self.table.patience:
+            log.info("the validation loss has not fallen for %d evaluations: stopping early", self.state.stale)
+            self.state = self.state.model_copy(update={"finished": "early"})
+
+    def _checkpoint_due(self) -> bool:
+        steps, seconds = self.table.checkpoint_steps, self.table.checkpoint_seconds
+        if steps is not None:
+            return self.state.step % steps == 0
+        return seconds is not None and time.monotonic() - self._saved_at >= seconds
+
+    def _record(self, event: Event) -> None:
+        self.history.append(event)
+
+    def _epoch(self) -> float:
+        return float(self.tuner.state.epoch or 0.0)
+
+    def _check(self) -> None:
+        if self.stop.is_set():
+            raise _Interrupted
+
+
+class _Interrupted(Exception):
+    """An evaluation was left because the run is asked to stop."""

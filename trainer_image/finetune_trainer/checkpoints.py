@@ -1,0 +1,213 @@
+"""The state of a run on disk: written so that a crash leaves no half of it, verified before it is believed, restored bit for bit.
+
+Tensors are safetensors, the rest is JSON: nothing that could run code is ever loaded. It decides what a checkpoint holds
+and which are kept; when to write one is decided elsewhere.
+
+`step-00000120/`  weights.safetensors (parameters that move) · optimizer.safetensors · random.safetensors · state.json ·
+                  trainer_state.json (read by transformers.Trainer) · manifest.json (sha256 of the others)
+`best-00000100/`  weights.safetensors · manifest.json
+"""
+
+import json
+import logging
+import random
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from finetune_api.reasons import Reason
+from finetune_trainer.failures import Failure
+from finetune_trainer.state import Identity, RunState, check_identity, sha256
+from finetune_trainer.workspace import new_folder, remove_drafts
+
+log = logging.getLogger(__name__)
+
+WEIGHTS, OPTIMIZER, RANDOM = "weights.safetensors", "optimizer.safetensors", "random.safetensors"
+STATE, TRAINER_STATE, MANIFEST = "state.json", "trainer_state.json", "manifest.json"
+STEP_FOLDER = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete, verified checkpoint."""
+
+    folder: Path
+    state: RunState
+
+
+class Store:
+    """The checkpoints of one run."""
+
+    def __init__(self, folder: Path, identity: Identity, keep: int) -> None:
+        self.folder, self.identity, self.keep = folder, identity, keep
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; raises Failure if it belongs to another run."""
+        for folder in reversed(self._steps()):
+            fault = _fault(folder)
+            if fault is None:
+                self._check_identity(folder)
+                return Checkpoint(folder, RunState.model_validate_json((folder / STATE).read_bytes()))
+            log.warning("checkpoint %s is damaged (%s): falling back to the one before", folder.name, fault)
+        return None
+
+    def save(self, tuner: Any, state: RunState) -> Checkpoint:
+        """Write the whole state of `tuner`, a FineTuner at a step boundary."""
+        folder = self.folder / f"step-{state.step:08d}"
+        with new_folder(folder) as draft:
+            save_file(trainable_tensors(tuner.model), draft / WEIGHTS)
+            optimizer, groups = _optimizer_state(tuner.model, tuner.optimizer)
+            save_file(optimizer, draft / OPTIMIZER)
+            save_file(_torch_random(), draft / RANDOM)
+            (draft / STATE).write_text(state.model_dump_json(by_alias=True))
+            extra = {"groups": groups, "schedule": tuner.lr_scheduler.state_dict(), "random": _python_random()}
+            (draft / "numbers.json").write_text(json.dumps(extra))
+            tuner.state.save_to_json(str(draft / TRAINER_STATE))
+            self._seal(draft)
+        self._prune(state)
+        return Checkpoint(folder, state)
+
+    def save_best(self, model: nn.Module, step: int) -> None:
+        """Write the weights alone, for later use as the result."""
+        with new_folder(self._best(step)) as draft:
+            save_file(trainable_tensors(model), draft / WEIGHTS)
+            self._seal(draft)
+
+    def load_best(self, model: nn.Module, step: int) -> None:
+        fault = _fault(self._best(step))
+        if fault is not None:
+            raise Failure(Reason.INTERNAL_ERROR, f"the best weights, of step {step}, are damaged: {fault}")
+        _copy_into(model, load_file(self._best(step) / WEIGHTS))
+
+    def _best(self, step: int) -> Path:
+        return self.folder / f"best-{step:08d}"
+
+    def _seal(self, draft: Path) -> None:
+        files = {path.name: sha256(path) for path in sorted(draft.iterdir())}
+        (draft / MANIFEST).write_text(json.dumps({"identity": self.identity.to_wire(), "files": files}, indent=1))
+
+    def _steps(self) -> list[Path]:
+        return sorted(
+            (path for path in self.folder.glob("step-*") if STEP_FOLDER.fullmatch(path.name)),
+            key=lambda path: path.name,
+        )
+
+    def _check_identity(self, folder: Path) -> None:
+        theirs = json.loads((folder / MANIFEST).read_bytes())["identity"]
+        check_identity(Identity.model_validate(theirs), self.identity, folder)
+
+    def _prune(self, state: RunState) -> None:
+        """Keep the newest, and every best that one of them would go back to."""
+        steps = self._steps()
+        for folder in steps[: -self.keep]:
+            shutil.rmtree(folder, ignore_errors=True)
+        wanted = {state.best_step} | {_best_step_of(folder) for folder in steps[-self.keep :]}
+        for folder in self.folder.glob("best-*"):
+            remove_drafts(folder)
+            if folder not in {self._best(step) for step in wanted if step is not None}:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def restore_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
+    _copy_into(model, load_file(checkpoint.folder / WEIGHTS))
+
+
+def restore_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: Any, scheduler: Any) -> None:
+    """Put back moments and step counts by the parameters' names, and the schedule."""
+    numbers = json.loads((checkpoint.folder / "numbers.json").read_bytes())
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    order = {name: index for index, name in enumerate(_names_in_order(model, optimizer))}
+    for key, tensor in load_file(checkpoint.folder / OPTIMIZER).items():
+        name, _, field = key.rpartition("/")
+        state.setdefault(order[name], {})[field] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": numbers["groups"]})
+    scheduler.load_state_dict(numbers["schedule"])
+
+
+def restore_random(checkpoint: Checkpoint) -> None:
+    numbers = json.loads((checkpoint.folder / "numbers.json").read_bytes())["random"]
+    version, words, gauss = numbers["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = numbers["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    tensors = load_file(checkpoint.folder / RANDOM)
+    torch.set_rng_state(tensors["cpu"])
+    if "cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda"])
+
+
+def trainable_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters that move, by name; tied ones once."""
+    return {
+        name: parameter.detach().contiguous() for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+
+
+def _copy_into(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)
+
+
+def _optimizer_state(model: nn.Module, optimizer: Any) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """Tensors named `<parameter>/<field>`, and the groups' numbers."""
+    whole = optimizer.state_dict()
+    names = _names_in_order(model, optimizer)
+    tensors = {
+        f"{names[index]}/{field}": torch.as_tensor(value).contiguous()
+        for index, fields in whole["state"].items()
+        for field, value in fields.items()
+    }
+    return tensors, whole["param_groups"]
+
+
+def _names_in_order(model: nn.Module, optimizer: Any) -> list[str]:
+    """Names of the optimizer's parameters as its state numbers them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _torch_random() -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _python_random() -> dict[str, Any]:
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), *rest]}
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a sealed folder; None: nothing."""
+    try:
+        files: dict[str, str] = json.loads((folder / MANIFEST).read_bytes())["files"]
+        return next(_mismatches(folder, files.items()), None)
+    except (OSError, ValueError, KeyError) as error:
+        return f"{MANIFEST}: {error}"
+
+
+def _mismatches(folder: Path, files: Iterable[tuple[str, str]]) -> Any:
+    for name, digest in files:
+        if not (folder / name).is_file():
+            yield f"{name} is missing"
+        elif sha256(folder / name) != digest:
+            yield f"{name} is not what was written"
+
+
+def _best_step_of(folder: Path) -> int | None:
+    try:
+        best: int | None = json.loads((folder / STATE).read_bytes()).get("bestStep")
+        return best
+    except (OSError, ValueError):
+        return None

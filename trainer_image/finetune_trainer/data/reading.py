@@ -1,0 +1,182 @@
+"""Reads the sources of one table from beginning to end: rows, records, texts, tokens, bytes on disk.
+
+It decides the size of a batch, what is counted and how progress is told. Memory holds one batch, whatever the size of the data.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from finetune_api.reasons import Reason
+from finetune_trainer.data.faults import BadRecordError, Faults
+from finetune_trainer.data.formats import DataFile, rows
+from finetune_trainer.data.records import Kind, Shape, shape_of
+from finetune_trainer.data.sources import PlacedSource
+from finetune_trainer.data.table import TableWriter
+from finetune_trainer.data.tokenizer import ModelTokenizer
+from finetune_trainer.data.tokens import Encoder, Renderer, Text
+from finetune_trainer.failures import Failure
+from finetune_trainer.output import megabytes
+from finetune_trainer.report import Progress
+
+log = logging.getLogger(__name__)
+
+BATCH_RECORDS = 1000
+BATCH_CHARACTERS = 1_000_000
+"""A batch ends at whichever comes first; long texts make the tokenizer's intermediate results large."""
+MOST_LABELS = 1000
+PAUSE = 3.0
+"""Seconds between two lines of the log."""
+
+
+class Labels:
+    """The classes: those that the spec names, or those found in training."""
+
+    def __init__(self, declared: list[str] | None) -> None:
+        self._ids = {label: index for index, label in enumerate(declared or [])}
+        self._declared = declared is not None
+        self._closed = self._declared
+        self.counts: dict[str, int] = dict.fromkeys(self._ids, 0)
+
+    @property
+    def names(self) -> list[str]:
+        """In the order of their ids."""
+        return list(self._ids) if self._declared else sorted(self._ids)
+
+    @property
+    def places(self) -> list[int]:
+        """The final id of each id that was given out."""
+        final = {name: index for index, name in enumerate(self.names)}
+        return [final[name] for name in self._ids]
+
+    def close(self) -> None:
+        """Training is read: no class is new from here on."""
+        self._closed = True
+
+    def id_of(self, label: str) -> int:
+        """The id of a record's label; raises BadRecordError for one that does not belong."""
+        found = self._ids.get(label)
+        if found is None:
+            found = self._new(label)
+        self.counts[label] = self.counts.get(label, 0) + 1
+        return found
+
+    def _new(self, label: str) -> int:
+        if self._declared:
+            names = ", ".join(self.names[:10])
+            raise BadRecordError(f"label {label!r} is not one of spec.objective.classification.labels: {names}")
+        if self._closed:
+            raise BadRecordError(f"label {label!r} does not occur in the training data: {', '.join(self.names[:10])}")
+        if len(self._ids) == MOST_LABELS:
+            message = f"more than {MOST_LABELS} different labels: is the label column the right one?"
+            raise Failure(Reason.DATASET_INVALID, message)
+        return self._ids.setdefault(label, len(self._ids))
+
+
+@dataclass
+class Tally:
+    """What became of the records of one table."""
+
+    read: int = 0
+    truncated: int = 0
+    dropped: int = 0
+    kinds: set[Kind] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What is the same for all tables of a run."""
+
+    objective: str
+    tokenizer: ModelTokenizer
+    encoder: Encoder
+    labels: Labels | None
+    loss_on_all: bool
+    faults: Faults
+    progress: Progress
+    check: Callable[[], None]
+    """Called between batches; raises what else has failed."""
+
+
+@dataclass(frozen=True)
+class OpenSource:
+    """A source and its files, here by now."""
+
+    place: PlacedSource
+    files: list[DataFile]
+
+    @property
+    def size(self) -> int:
+        return sum(file.path.stat().st_size for file in self.files)
+
+
+class TableReader:
+    """Fills one table."""
+
+    def __init__(self, reader: Reader, writer: TableWriter) -> None:
+        self.tally = Tally()
+        self._reader = reader
+        self._writer = writer
+        self._texts: list[Text] = []
+        self._labels: list[int] = []
+        self._characters = 0
+        self._told = time.monotonic()
+
+    def read(self, sources: list[OpenSource]) -> Tally:
+        """Read all sources to their ends; raises DatasetInvalid naming the bad records, after the last of them."""
+        self._total = sum(source.size for source in sources)
+        self._finished = 0
+        for source in sources:
+            for file in source.files:
+                self._file(file, source.place)
+                self._finished += file.meter.bytes
+        self._reader.faults.check()
+        return self.tally
+
+    def _file(self, file: DataFile, place: PlacedSource) -> None:
+        shape: Shape | None = None
+        for number, row in rows(file, self._reader.faults):
+            if shape is None:
+                shape = shape_of(row, place.source, place.field, file.name, self._reader.objective)
+                self.tally.kinds.add(shape.kind)
+                render = Renderer(shape.kind, self._reader.tokenizer, self._reader.loss_on_all)
+            self.tally.read += 1
+            try:
+                text = render(shape.record(row))
+                self._collect(text, self._id(text))
+            except BadRecordError as error:
+                self._reader.faults.add(file.name, number, str(error), file.unit)
+            if len(self._texts) >= BATCH_RECORDS or self._characters >= BATCH_CHARACTERS:
+                self._flush(file)
+        self._flush(file)  # a batch has records of one kind
+
+    def _id(self, text: Text) -> int:
+        return 0 if self._reader.labels is None or text.label is None else self._reader.labels.id_of(text.label)
+
+    def _collect(self, text: Text, label: int) -> None:
+        if self._reader.faults.count:
+            return  # the rest is read for its faults only
+        self._texts.append(text)
+        self._labels.append(label)
+        self._characters += len(text.text)
+
+    def _flush(self, file: DataFile) -> None:
+        examples = self._reader.encoder.examples(self._texts)
+        kept = [index for index, example in enumerate(examples) if example.fate != "dropped"]
+        self.tally.dropped += len(examples) - len(kept)
+        self.tally.truncated += sum(example.fate == "truncated" for example in examples)
+        identities = [self._texts[index].identity for index in kept]
+        self._writer.add([examples[index] for index in kept], identities, [self._labels[index] for index in kept])
+        self._texts, self._labels, self._characters = [], [], 0
+        self._tell(file)
+        self._reader.check()
+
+    def _tell(self, file: DataFile) -> None:
+        done = max(self._finished + file.meter.bytes, 1)
+        expected = round(self.tally.read * max(self._total / done, 1))
+        self._reader.progress.update(activity="reading", step=self.tally.read, total_steps=expected)
+        if time.monotonic() - self._told >= PAUSE:
+            self._told = time.monotonic()
+            bytes_told = f"{megabytes(done)} of {megabytes(self._total)}"
+            log.info("read %s records (%s), %s tokens", f"{self.tally.read:,}", bytes_told, f"{self._writer.tokens:,}")

@@ -1,0 +1,148 @@
+"""Which files a source of the spec stands for: a file, a folder or a pattern, mounted here or fetched first.
+
+It decides what belongs to a source and in which order it is read. It opens no data file.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from finetune_api import uris
+from finetune_api.reasons import Reason
+from finetune_api.run import Run
+from finetune_api.spec import Dataset, Source
+from finetune_trainer import hub
+from finetune_trainer.base_model import beside
+from finetune_trainer.data.formats import SUFFIXES, DataFile, Format, format_of
+from finetune_trainer.failures import Failure
+from finetune_trainer.prepared import SplitName
+from finetune_trainer.workspace import Workspace
+
+REMOTE = ("hf", "https")
+WILD = re.compile(r"[*?\[]")
+WORDS: dict[SplitName, str] = {"train": "train", "validation": "valid|validation|val|dev", "test": "test"}
+"""How data sets of the hub name the files of a split."""
+
+
+@dataclass(frozen=True)
+class PlacedSource:
+    """A source and where the spec has it."""
+
+    split: SplitName
+    field: str
+    """As in `spec.dataset.train[0]`."""
+    source: Source
+
+    @property
+    def remote(self) -> bool:
+        return uris.parse(self.source.uri).scheme in REMOTE
+
+
+def placed(dataset: Dataset) -> list[PlacedSource]:
+    """All sources of the spec, training data first."""
+    found = [
+        PlacedSource("train", f"spec.dataset.train[{index}]", source) for index, source in enumerate(dataset.train)
+    ]
+    for name, split in (("validation", dataset.validation), ("test", dataset.test)):
+        for index, source in enumerate(split.sources or []):
+            found.append(PlacedSource(name, f"spec.dataset.{name}.sources[{index}]", source))  # type: ignore[arg-type]
+    return found
+
+
+def stamp(run: Run, place: PlacedSource) -> str:
+    """What changes when the source does: of mounted files name, size and time; of remote ones what the spec says."""
+    if place.remote:
+        return f"{place.source.uri}@{place.source.revision}"
+    stats = [(file.name, file.path.stat()) for file in _mounted(run, place)]
+    return " ".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats)
+
+
+def files(run: Run, workspace: Workspace, place: PlacedSource) -> list[DataFile]:
+    """The files of a source, in the order of their names, fetched where they are remote. Raises Failure."""
+    if not place.remote:
+        return _mounted(run, place)
+    where = hub.place(run, place.source.uri, place.field, Reason.DATASET_UNAVAILABLE, place.source.auth)
+    folder = workspace.downloads / hashlib.sha256(stamp(run, place).encode()).hexdigest()[:16]
+    if uris.parse(place.source.uri).scheme == "https":
+        path = hub.download(where, folder)
+        return [DataFile(path, place.source.uri, _format(place, path.name))]
+    return _from_hub(where, place, folder)
+
+
+def _mounted(run: Run, place: PlacedSource) -> list[DataFile]:
+    uri = place.source.uri
+    if ".." in PurePosixPath(uris.parse(uri).path).parts and not uri.startswith("file://"):
+        raise Failure(Reason.BAD_SPEC, f"{place.field}.uri: {uri} leaves its volume: write the path without '..'")
+    try:
+        path = run.locate(uri)
+    except KeyError as error:
+        raise Failure(Reason.DATASET_UNAVAILABLE, f"{place.field}.uri: {error.args[0]} is not mounted") from None
+    if path.is_file():
+        return [DataFile(path, uri, _format(place, path.name))]
+    if path.is_dir():
+        return _several(place, path, _visible(path), uri)
+    if WILD.search(path.name) and path.parent.is_dir():
+        found = [entry for entry in path.parent.iterdir() if entry.is_file() and fnmatchcase(entry.name, path.name)]
+        return _several(place, path.parent, sorted(found), uri.rpartition("/")[0])
+    raise Failure(Reason.DATASET_UNAVAILABLE, f"{place.field}.uri: {uri} does not exist{beside(path)}")
+
+
+def _several(place: PlacedSource, folder: Path, paths: list[Path], name: str) -> list[DataFile]:
+    """The data files among `paths`; with `format: auto` those whose suffix says what they are."""
+    chosen = [path for path in paths if place.source.format != "auto" or format_of(path.name)]
+    if not chosen:
+        kinds = ", ".join(SUFFIXES) if place.source.format == "auto" else "any"
+        raise Failure(Reason.DATASET_UNAVAILABLE, f"{place.field}.uri: {place.source.uri} holds no data file ({kinds})")
+    found = [(path, f"{name.rstrip('/')}/{path.relative_to(folder).as_posix()}") for path in chosen]
+    return [DataFile(path, shown, _format(place, path.name)) for path, shown in found]
+
+
+def _visible(folder: Path) -> list[Path]:
+    """Files at any depth; hidden ones are another tool's."""
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _format(place: PlacedSource, name: str) -> Format:
+    if place.source.format != "auto":
+        return place.source.format
+    found = format_of(name)
+    if found is None:
+        known = ", ".join(SUFFIXES)
+        message = f"{place.field}: cannot tell the format of {name} by its suffix ({known}): set {place.field}.format"
+        raise Failure(Reason.BAD_SPEC, message)
+    return found
+
+
+def _from_hub(where: hub.Place, place: PlacedSource, folder: Path) -> list[DataFile]:
+    repository = hub.repository(where, "dataset", place.source.revision)
+    chosen = sorted(_chosen(place, repository.files), key=lambda file: file.name)
+    if not chosen:
+        names = ", ".join(file.name for file in repository.files[:10])
+        raise where.failure(f"holds no data file for {place.field}; its files: {names or 'none'}")
+    hub.fetch(where, repository, chosen, folder)
+    root = f"hf://{repository.id}"
+    return [DataFile(folder / file.name, f"{root}/{file.name}", _format(place, file.name)) for file in chosen]
+
+
+def _chosen(place: PlacedSource, listed: list[hub.HubFile]) -> list[hub.HubFile]:
+    """The file, folder or pattern that the URI names; without one, the files named after the split."""
+    path = uris.parse(place.source.uri).path.rstrip("/")
+    exact = [file for file in listed if file.name == path]
+    if exact:
+        return exact
+    data = [file for file in listed if place.source.format != "auto" or format_of(file.name)]
+    if path:
+        return [file for file in data if file.name.startswith(f"{path}/") or fnmatchcase(file.name, path)]
+    data = [file for file in data if format_of(file.name) not in (None, "text") and not file.name.startswith(".")]
+    mine = list(_named_after(place.split, data))
+    others = {file.name for split in WORDS if split != place.split for file in _named_after(split, data)}
+    return mine or [file for file in data if file.name not in others]
+
+
+def _named_after(split: SplitName, listed: list[hub.HubFile]) -> Iterator[hub.HubFile]:
+    pattern = re.compile(rf"(^|[-_./])({WORDS[split]})([-_./]|$)")
+    return (file for file in listed if pattern.search(file.name))

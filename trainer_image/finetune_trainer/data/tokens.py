@@ -1,0 +1,202 @@
+"""Records become token ids and a mask of the tokens that are learnt.
+
+It decides where loss is, where a record is cut and when nothing is left of it. It knows no file.
+
+A token is learnt if all its characters are the assistant's (or the completion's, or plain text). A token that straddles
+the border between a prompt and its answer belongs to the prompt: it was not the model's to write. The first token of a
+record is never learnt, because nothing predicts it.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding
+
+from finetune_api.reasons import Reason
+from finetune_trainer.data.faults import BadRecordError
+from finetune_trainer.data.records import Kind, Record
+from finetune_trainer.data.templates import ChatTemplate, Span
+from finetune_trainer.data.tokenizer import ModelTokenizer
+from finetune_trainer.failures import Failure
+
+Fate = Literal["kept", "truncated", "dropped"]
+
+
+class Text(NamedTuple):
+    """A record as text."""
+
+    text: str
+    learnt: tuple[Span, ...]
+    """Characters that carry loss."""
+    from_template: bool
+    """The template wrote the special tokens."""
+    label: str | None = None
+
+    @property
+    def identity(self) -> int:
+        """64 bits that equal records share."""
+        told = f"{self.text}\0{self.label}".encode()
+        return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), "little")
+
+
+class Example(NamedTuple):
+    """A record as tokens."""
+
+    ids: NDArray[np.int32]
+    mask: NDArray[np.bool_]
+    fate: Fate
+
+
+class Renderer:
+    """Turns records of one kind into texts."""
+
+    def __init__(self, kind: Kind, tokenizer: ModelTokenizer, loss_on_all: bool) -> None:
+        self._template = tokenizer.template
+        self._all = loss_on_all
+        if kind == "chat" and self._template is None:
+            message = "the tokenizer has no chat template, and chat records need one: set spec.dataset.template (Jinja)"
+            raise Failure(Reason.BAD_SPEC, message)
+        self._render = partial(RENDERERS[kind], self)
+
+    def __call__(self, record: Record) -> Text:
+        """The record as text; raises BadRecordError."""
+        text = self._render(record)
+        try:
+            text.text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRecordError(
+                f"half of a surrogate pair, \\u{ord(text.text[error.start]):04x}, is not text"
+            ) from None
+        return text
+
+    def _chat(self, record: Record) -> Text:
+        assert self._template is not None and record.messages is not None
+        return self._conversation(self._template, record.messages)
+
+    def _prompt(self, record: Record) -> Text:
+        assert record.prompt is not None
+        if self._template is None or not record.text:
+            start = 0 if self._all else len(record.prompt)
+            text = record.prompt + record.text
+            return Text(text, ((start, len(text)),), from_template=False)
+        messages = [{"role": "user", "content": record.prompt}, {"role": "assistant", "content": record.text}]
+        return self._conversation(self._template, messages)
+
+    def _plain(self, record: Record) -> Text:
+        return Text(record.text, ((0, len(record.text)),), from_template=False)
+
+    def _labelled(self, record: Record) -> Text:
+        return Text(record.text, (), from_template=False, label=record.label)
+
+    def _conversation(self, template: ChatTemplate, messages: list[dict[str, Any]]) -> Text:
+        if self._all:
+            text = template.text(messages)
+            return Text(text, ((0, len(text)),), from_template=True)
+        text, spans = template.answers(messages)
+        return Text(text, tuple(spans), from_template=True)
+
+
+RENDERERS: dict[Kind, Callable[[Renderer, Record], Text]] = {
+    "chat": Renderer._chat,
+    "prompt": Renderer._prompt,
+    "text": Renderer._plain,
+    "labelled": Renderer._labelled,
+}
+
+
+class Encoder:
+    """Turns texts into examples of at most `max_length` tokens."""
+
+    def __init__(self, tokenizer: ModelTokenizer, max_length: int) -> None:
+        self._backend = tokenizer.backend
+        self._eos = tokenizer.eos
+        self._limit = max_length
+        self._specials = frozenset(
+            id for id, token in self._backend.get_added_tokens_decoder().items() if token.special
+        )
+        self._suffix = self._closing_tokens()
+        self._added: int = self._backend.num_special_tokens_to_add(is_pair=False)
+
+    def examples(self, texts: Sequence[Text]) -> list[Example]:
+        """One example for each text; all of one kind."""
+        if not texts:
+            return []
+        if texts[0].label is not None:
+            encodings = self._backend.encode_batch_fast([text.text for text in texts])
+            return [self._labelled(encoding) for encoding in encodings]
+        specials = not texts[0].from_template
+        encodings = self._backend.encode_batch([text.text for text in texts], add_special_tokens=specials)
+        return [self._learnt(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+
+    def _labelled(self, encoding: Encoding) -> Example:
+        """The text with the tokens that the tokenizer puts around it; a cut keeps those at the end."""
+        ids = np.array(encoding.ids, dtype=np.int32)
+        mask = np.zeros(len(ids), dtype=np.bool_)
+        if len(ids) <= self._limit:
+            return Example(ids, mask, "kept" if len(ids) > self._added else "dropped")
+        head = ids[: self._limit - len(self._suffix)]
+        return Example(np.concatenate([head, self._suffix]), mask[: self._limit], "truncated")
+
+    def _learnt(self, text: Text, encoding: Encoding) -> Example:
+        ids = np.array(encoding.ids, dtype=np.int32)
+        mask = np.zeros(len(ids), dtype=np.bool_)
+        for span in text.learnt:
+            first, end = _tokens_of(encoding, text.text, span)
+            mask[first:end] = True
+        if not text.from_template:
+            ids, mask = self._without_closing(ids, mask)
+        ids, mask = self._ended(ids, mask)
+        return self._cut(ids, mask)
+
+    def _without_closing(self, ids: NDArray[np.int32], mask: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
+        count = len(self._suffix)
+        return (ids[:-count], mask[:-count]) if count else (ids, mask)
+
+    def _ended(self, ids: NDArray[np.int32], mask: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Without what follows the last learnt token, and with an end that is learnt, unless the text brings its own."""
+        learnt = np.flatnonzero(mask)
+        if not len(learnt):
+            return ids[:0], mask[:0]
+        end = int(learnt[-1]) + 1
+        ids, mask = ids[:end], mask[:end]
+        if self._eos is None or int(ids[-1]) in self._specials or int(ids[-1]) == self._eos:
+            return ids, mask
+        return np.append(ids, np.int32(self._eos)), np.append(mask, True)
+
+    def _cut(self, ids: NDArray[np.int32], mask: NDArray[np.bool_]) -> Example:
+        fate: Fate = "truncated" if len(ids) > self._limit else "kept"
+        ids, mask = ids[: self._limit], mask[: self._limit]
+        mask[:1] = False
+        return Example(ids, mask, fate if mask.any() else "dropped")
+
+    def _closing_tokens(self) -> NDArray[np.int32]:
+        """The special tokens that the tokenizer puts after a text."""
+        mask = self._backend.encode("a").special_tokens_mask
+        count = next((index for index, special in enumerate(reversed(mask)) if not special), 0)
+        ids = self._backend.encode("a").ids
+        return np.array(ids[len(ids) - count :], dtype=np.int32)
+
+
+def _tokens_of(encoding: Encoding, text: str, span: Span) -> tuple[int, int]:
+    """The tokens that lie in a span of characters: the first, and the one after the last."""
+    first = _token_at(encoding, text, span[0])
+    if first < len(encoding.ids) and encoding.offsets[first][0] < span[0]:
+        first += 1
+    return first, _token_at(encoding, text, span[1])
+
+
+def _token_at(encoding: Encoding, text: str, position: int) -> int:
+    """The token that holds the character at `position`, or the next one that holds any."""
+    for place in range(position, len(text)):
+        token = encoding.char_to_token(place)
+        if token is not None:
+            return token
+    mask = encoding.special_tokens_mask
+    end = len(mask)
+    while end and mask[end - 1]:  # those that the tokenizer put after the text
+        end -= 1
+    return end

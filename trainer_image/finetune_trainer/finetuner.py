@@ -1,0 +1,195 @@
+"""The one training path: a transformers.Trainer whose batches, precision, bookkeeping and resume are ours.
+
+Every objective is a subclass. What is decided here holds for all of them: records of similar length share a micro-batch,
+the loss of an optimizer step is the mean over all that its micro-batches learn, a loss that is not finite ends the run,
+and a resumed run goes on bit for bit. It knows no objective and no method by name.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from finetune_api.reasons import Reason
+from finetune_api.status import Metrics
+from finetune_trainer import checkpoints
+from finetune_trainer.batches import EpochBatches, by_length
+from finetune_trainer.failures import Failure
+from finetune_trainer.modelling import Head
+
+Batch = dict[str, Any]
+"""What a collator makes of records: tensors for the model, and the plain numbers `tokens` and `items`."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one batch says about the model."""
+
+    loss: torch.Tensor
+    """Sum of the cross-entropy over the batch's items."""
+    predicted: torch.Tensor | None = None
+    """Class of each record, where the objective has classes."""
+    expected: torch.Tensor | None = None
+
+
+class Rows(Dataset[Any]):
+    """Records, or packs of records that share a row, by number."""
+
+    def __init__(self, split: Any, packed: bool) -> None:
+        self.split, self.packs = split, split.packs if packed else None
+        lengths = np.asarray(split.lengths)
+        self.lengths = lengths if self.packs is None else np.array([lengths[pack].sum() for pack in self.packs])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> list[dict[str, Any]]:
+        """The records of row `index`."""
+        return [self.split[index]] if self.packs is None else [self.split[int(member)] for member in self.packs[index]]
+
+
+class FineTuner(transformers.Trainer):
+    """Trains on `rows`; `collate` turns a list of rows into a Batch."""
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the items of the whole step
+
+    def __init__(
+        self, model: nn.Module, args: transformers.TrainingArguments, rows: Rows, pad_token_id: int, dtype: torch.dtype
+    ) -> None:
+        self.use_cache = model.config.use_cache if hasattr(model.config, "use_cache") else None
+        super().__init__(model=model, args=args, train_dataset=rows)
+        self.remove_callback(transformers.PrinterCallback)
+        self.pad_token_id, self.dtype = pad_token_id, dtype
+        self.step_losses = torch.zeros((), device=args.device)
+        self.tokens = 0
+        self.resumed_from: checkpoints.Checkpoint | None = None
+
+    # What an objective says.
+
+    @classmethod
+    def head(cls, labels: tuple[str, ...]) -> Head:
+        """What it asks of the base model."""
+        raise NotImplementedError
+
+    def collate(self, rows: list[list[dict[str, Any]]]) -> Batch:
+        """A batch of rows; `items` counts what is learnt, `tokens` what is read."""
+        raise NotImplementedError
+
+    def judge(self, batch: Batch) -> Judgement:
+        """The loss of a batch, with gradients where they are on."""
+        raise NotImplementedError
+
+    def metrics(self, judgements: list[Judgement], items: int) -> tuple[Metrics, dict[str, Any]]:
+        """Held-out metrics, and the details that are too large for a status."""
+        raise NotImplementedError
+
+    # What holds for all objectives.
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        rows: Any = self.train_dataset
+        batches = EpochBatches(rows.lengths, self.args.per_device_train_batch_size, self.args.seed)
+        return _EpochLoader(rows, batch_sampler=batches, collate_fn=self.collate, generator=torch.Generator())
+
+    def autocast(self) -> Any:
+        return torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
+        self.tokens += inputs["tokens"]
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.step_losses += loss
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        with self.autocast():
+            loss = self.judge(inputs).loss
+        return loss / num_items_in_batch
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> int:
+        """Of a whole optimizer step. It is counted on the host: no wait for the device."""
+        return max(1, sum(batch["items"] for batch in batch_samples))
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        return 0  # nobody reads it, and counting walks over all parameters at each step
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        self.step_losses += 0 * norm  # a norm that is not finite is as bad as such a loss
+        if self.args.device.type == "cpu":
+            self.check_finite()  # before the optimizer spoils the weights; on a GPU this would wait for the device
+        return norm
+
+    def check_finite(self) -> float:
+        """The losses since the last `take_losses`, summed; raises Failure if one was not finite."""
+        total = float(self.step_losses)
+        if not np.isfinite(total):
+            step = self.state.global_step + 1
+            raise Failure(
+                Reason.DIVERGED,
+                f"the loss or its gradient is {total} at or before step {step}; the last good checkpoint is kept",
+            )
+        return total
+
+    def take_losses(self) -> float:
+        """As check_finite, and start to sum anew."""
+        total = self.check_finite()
+        self.step_losses.zero_()
+        return total
+
+    def assess(self, rows: Rows, check: Callable[[], None]) -> tuple[Metrics, dict[str, Any]]:
+        """Metrics of the model as it is on `rows`. `check` is called between batches and may raise.
+
+        It draws no random number and leaves no gradient: training goes on as if it had not been.
+        """
+        self.model.eval()
+        judgements, items = [], 0
+        with torch.no_grad(), self.autocast():
+            for batch in self._evaluation_batches(rows):
+                check()
+                items += batch["items"]
+                judgements.append(self.judge(self._prepare_inputs(batch)))
+        self.model.train()
+        return self.metrics(judgements, max(items, 1))
+
+    def _evaluation_batches(self, rows: Rows) -> Iterable[Batch]:
+        size = self.args.per_device_eval_batch_size
+        return (self.collate([rows[index] for index in batch]) for batch in by_length(rows.lengths, size))
+
+    # Resume: what transformers.Trainer asks for at the points where it would read its own checkpoints.
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        checkpoints.restore_weights(self._resumed(), self.model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.restore_optimizer(self._resumed(), self.model, self.optimizer, self.lr_scheduler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.restore_random(self._resumed())
+
+    def _resumed(self) -> "checkpoints.Checkpoint":
+        assert self.resumed_from is not None
+        return self.resumed_from
+
+
+class _EpochLoader(DataLoader[Any]):
+    """Hands the epoch on to the batch sampler, which the Trainer asks for by this name."""
+
+    def set_epoch(self, epoch: int) -> None:
+        sampler: Any = self.batch_sampler
+        sampler.set_epoch(epoch)
+
+
+def padded(rows: list[np.ndarray], fill: int) -> torch.Tensor:
+    """int64 [rows, longest], filled up on the right."""
+    block = np.full((len(rows), max(len(row) for row in rows)), fill, dtype=np.int64)
+    for line, row in zip(block, rows, strict=True):
+        line[: len(row)] = row
+    return torch.from_numpy(block)

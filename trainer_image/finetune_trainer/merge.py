@@ -1,0 +1,69 @@
+"""The adapter merged into its base: one plain model, written only if it says what the adapter says.
+
+It decides how close is equal. It knows no method: merging is the method's own business.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from finetune_api.reasons import Reason
+from finetune_api.run import Run
+from finetune_trainer import device, modelling, results
+from finetune_trainer.failures import Failure
+from finetune_trainer.methods import METHODS
+from finetune_trainer.objectives import OBJECTIVES
+from finetune_trainer.prepared import Prepared, open_split
+from finetune_trainer.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-3
+"""Largest difference of logits, as a share of the largest logit: fp32 sums in another order differ by far less."""
+RECORDS, TOKENS = 3, 128
+"""How much of the training data the two are compared on."""
+
+
+def merge(run: Run, page: Prepared, workspace: Workspace, target: Path) -> None:
+    """Write the merged model to `target` and read it back; raises Failure if its logits differ from the adapter's."""
+    device.use_cores()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    method = METHODS[run.spec.method.kind]
+    head = OBJECTIVES[run.spec.objective.kind].head(tuple(page.labels))
+    base = modelling.load(Path(page.model_path), head, page.pad_token_id)
+    adapted = method.reopen(base, workspace.result / results.ARTIFACT)
+    prompts = _prompts(page, workspace)
+    expected = _logits(adapted, prompts)
+    method.merged(adapted).save_pretrained(target)
+    plain = getattr(transformers, head.auto_class).from_pretrained(target, local_files_only=True)
+    _compare(expected, _logits(plain, prompts))
+
+
+def _prompts(page: Prepared, workspace: Workspace) -> list[torch.Tensor]:
+    split = open_split(workspace, page, "train")
+    assert split is not None
+    return [
+        torch.tensor(split[index]["input_ids"][:TOKENS], dtype=torch.int64).unsqueeze(0)
+        for index in range(min(RECORDS, len(split)))
+    ]
+
+
+def _logits(model: Any, prompts: list[torch.Tensor]) -> list[torch.Tensor]:
+    model.eval()
+    with torch.no_grad():
+        return [model(input_ids=prompt).logits.float() for prompt in prompts]
+
+
+def _compare(expected: list[torch.Tensor], found: list[torch.Tensor]) -> None:
+    largest = max(float(logits.abs().max()) for logits in expected)
+    difference = max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
+    log.info("merged model against adapter: logits differ by at most %.1e", difference)
+    if not difference <= TOLERANCE * max(1.0, largest):
+        raise Failure(
+            Reason.ARTIFACT_INVALID,
+            f"the merged model's logits differ from the adapter's by {difference:.3g}: publish without output.merge",
+        )

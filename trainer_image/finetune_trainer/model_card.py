@@ -1,0 +1,135 @@
+"""README.md of the artifact: what it is, what it learnt from, how good it is, and how to load it.
+
+It says what was recorded. It measures nothing and opens no file.
+"""
+
+import json
+
+from finetune_api.run import Run
+from finetune_api.status import Metrics, Sample
+from finetune_trainer.prepared import Prepared
+from finetune_trainer.results import Result, base_name
+
+METRICS = {"loss": "Loss", "perplexity": "Perplexity", "accuracy": "Accuracy", "macro_f1": "Macro-F1"}
+
+
+def model_card(run: Run, page: Prepared, result: Result) -> str:
+    """The card as Markdown, with the header that model hubs read."""
+    parts = [
+        _header(run, result),
+        f"# {run.name}\n",
+        _summary(run, page, result),
+        "## Held-out metrics\n",
+        _metrics(result),
+        "![Loss over the steps](loss.png)\n",
+        "## Load it\n",
+        loading(run, page, result),
+        _samples(result.evaluation.samples),
+        "## Training data\n",
+        _data(run, page),
+        "## How it was made\n",
+        _provenance(run, page, result),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _header(run: Run, result: Result) -> str:
+    library = "peft" if result.kind == "adapter" else "transformers"
+    return f"---\nbase_model: {json.dumps(base_name(run.spec.model.uri))}\nlibrary_name: {library}\ntags: [finetune-operator, {run.spec.objective.kind}, {run.spec.method.kind}]\n---\n"
+
+
+def _summary(run: Run, page: Prepared, result: Result) -> str:
+    what = "A PEFT adapter for" if result.kind == "adapter" else "A whole model, tuned from"
+    moved, total = page.plan.trainable_parameters, page.plan.total_parameters
+    share = f" {moved:,} of {total:,} parameters were trained." if moved and total else ""
+    return (
+        f"{what} `{run.spec.model.uri}`, fine-tuned with the objective `{run.spec.objective.kind}` and the method "
+        f"`{run.spec.method.kind}` over {result.state.step:,} optimizer steps.{share}\n"
+    )
+
+
+def _metrics(result: Result) -> str:
+    evaluation = result.evaluation
+    if evaluation.base is None or evaluation.tuned is None:
+        return "No data was held out.\n"
+    rows = [
+        f"| {title} | {_figure(evaluation.base, field)} | {_figure(evaluation.tuned, field)} |"
+        for field, title in METRICS.items()
+        if getattr(evaluation.tuned, field) is not None
+    ]
+    lines = [
+        f"On the {evaluation.split} split, which training never saw"
+        + (":" if evaluation.split == "test" else ", but which chose the checkpoint:")
+    ]
+    return "\n".join([*lines, "", "| | base model | this model |", "|---|---|---|", *rows]) + "\n"
+
+
+def _figure(metrics: Metrics, field: str) -> str:
+    value = getattr(metrics, field)
+    return "–" if value is None else f"{value:.4g}"
+
+
+def loading(run: Run, page: Prepared, result: Result) -> str:
+    """Python that loads the artifact from its own folder, with nothing but peft and transformers."""
+    lines = [f"from transformers import {result.auto_class}, AutoTokenizer", ""]
+    if result.kind == "adapter":
+        lines.insert(0, "from peft import PeftModel")
+        lines.append(f"base = {result.auto_class}.from_pretrained({_arguments(run, page)})")
+        lines.append('model = PeftModel.from_pretrained(base, ".")')
+    else:
+        lines.append(f'model = {result.auto_class}.from_pretrained(".")')
+    lines.append('tokenizer = AutoTokenizer.from_pretrained(".")')
+    return "\n".join(["```python", *lines, "```", ""])
+
+
+def _arguments(run: Run, page: Prepared) -> str:
+    arguments = [json.dumps(base_name(run.spec.model.uri))]
+    if run.spec.model.uri.startswith("hf://"):
+        arguments.append(f"revision={json.dumps(page.model_revision)}")
+    if page.labels:
+        labels = json.dumps({name: number for number, name in enumerate(page.labels)}, ensure_ascii=False)
+        names = ", ".join(
+            f"{number}: {json.dumps(name, ensure_ascii=False)}" for number, name in enumerate(page.labels)
+        )
+        arguments += [
+            f"num_labels={len(page.labels)}",
+            f"id2label={{{names}}}",
+            f"label2id={labels}",
+            f"pad_token_id={page.pad_token_id}",
+        ]
+    return ", ".join(arguments)
+
+
+def _samples(samples: list[Sample]) -> str:
+    if not samples:
+        return ""
+    blocks = [
+        f"**Prompt**\n\n{_quoted(sample.prompt)}\n**Base model**\n\n{_quoted(sample.before)}\n**This model**\n\n{_quoted(sample.after)}"
+        for sample in samples
+    ]
+    return "\n".join(["## Before and after\n", *blocks])
+
+
+def _quoted(text: str) -> str:
+    return "".join(f"    {line}\n" for line in (text or "(nothing)").splitlines())
+
+
+def _data(run: Run, page: Prepared) -> str:
+    data = page.data
+    counts = {
+        "training records": data.train_examples, "validation records": data.validation_examples, "test records": data.test_examples,
+        "tokens": data.tokens, "records cut at maxLength": data.truncated, "records dropped": data.dropped, "duplicates": data.duplicates,
+    }  # fmt: skip
+    sources = "".join(f"- `{source.uri}`\n" for source in run.spec.dataset.train)
+    rows = "".join(f"| {name} | {count:,} |\n" for name, count in counts.items() if count is not None)
+    return f"{sources}\n| | |\n|---|---|\n{rows}\nFingerprint: `{data.fingerprint}`\n"
+
+
+def _provenance(run: Run, page: Prepared, result: Result) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    training = run.spec.training
+    return (
+        f"Base model revision `{page.model_revision}`; learning rate {training.learning_rate:g}, {training.schedule} schedule, "
+        f"{training.batch_size} records a step, seed {training.seed}; {versions}. `manifest.json` holds the whole resolved "
+        "specification, all versions, and the sha256 of every file.\n"
+    )

@@ -1,0 +1,201 @@
+"""From a folder of weights to a transformers model with the head that an objective asks for.
+
+It decides which models are accepted: decoder or encoder architectures that transformers itself knows, with safetensors
+weights. No code from a model's folder is ever run and no pickle is ever opened. It knows no objective and no method.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from finetune_api.reasons import Reason
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.failures import Failure
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What an objective asks of a base model."""
+
+    auto_class: str
+    """Name of the transformers class that loads it."""
+    peft_task: str
+    """PEFT's word for it; it stands in adapter_config.json."""
+    generates: bool
+    """True: the head is the pretrained output layer. False: a new head is put on the model."""
+    labels: tuple[str, ...] = ()
+    """Classes of a new head, in the order of their ids."""
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What the model's config has to say about the head."""
+        if not self.labels:
+            return {}
+        names = dict(enumerate(self.labels))
+        return {
+            "num_labels": len(names),
+            "id2label": names,
+            "label2id": {name: number for number, name in names.items()},
+        }
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A base model in memory, and which of its modules were not in its files."""
+
+    model: PreTrainedModel
+    fresh: tuple[str, ...]
+    """Modules with new, random parameters: whatever the method, they have to learn and to be saved."""
+
+
+def load(folder: Path, head: Head, pad_token_id: int, dtype: torch.dtype = torch.float32) -> LoadedModel:
+    """Load the model of `folder` with `head`; its new parameters come from torch's global generator."""
+    config = read_config(folder, head, pad_token_id)
+    _check_weights(folder)
+    try:
+        model, info = getattr(transformers, head.auto_class).from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True,
+            trust_remote_code=False, output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise Failure(Reason.MODEL_INVALID, f"cannot load the model in {folder}: {_first_line(error)}") from error
+    fresh = set(fresh_modules(model, head)) | {name.rpartition(".")[0] for name in info["missing_keys"]}
+    return LoadedModel(model, tuple(sorted(fresh)))
+
+
+def blank(folder: Path, head: Head) -> PreTrainedModel:
+    """The same model without memory for its parameters (meta device)."""
+    config = read_config(folder, head, pad_token_id=0)
+    with torch.device("meta"):
+        try:
+            return getattr(transformers, head.auto_class).from_config(config, trust_remote_code=False)
+        except (ValueError, KeyError, ImportError) as error:
+            raise Failure(Reason.UNSUPPORTED, f"spec.model: {_first_line(error)}") from error
+
+
+def read_config(folder: Path, head: Head, pad_token_id: int) -> PretrainedConfig:
+    """The model's config with the head's labels and a padding token; raises Failure for a model that cannot carry the head."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **head.overrides)
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_config(folder, error) from error
+    _check_architecture(config, head)
+    if getattr(config.get_text_config(), "pad_token_id", None) is None:
+        config.get_text_config().pad_token_id = pad_token_id
+    return config
+
+
+def plan_parameters(folder: Path, spec: FineTuneJobSpec, labels: list[str]) -> tuple[int, int]:
+    """(all, trainable) parameters of the run, without loading a weight; refuses what could not be trained.
+
+    A LoRA adapter on an 8-billion-parameter Llama takes about a second.
+    """
+    from finetune_trainer.methods import METHODS
+    from finetune_trainer.objectives import OBJECTIVES
+
+    head = OBJECTIVES[spec.objective.kind].head(tuple(labels))
+    base = blank(folder, head)
+    with torch.device("meta"):
+        model = METHODS[spec.method.kind].apply(LoadedModel(base, fresh_modules(base, head)), spec.method.options, head)
+    return (
+        sum(parameter.numel() for parameter in model.parameters()),
+        sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+    )
+
+
+def fresh_modules(model: PreTrainedModel, head: Head) -> tuple[str, ...]:
+    """The new head's modules: all that has parameters and is not the pretrained backbone."""
+    if head.generates:
+        return ()
+    children = model.named_children()
+    return tuple(
+        name for name, child in children if name != model.base_model_prefix and any(True for _ in child.parameters())
+    )
+
+
+def narrow_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the frozen weights of linear layers in `dtype`: the same products, because autocast would cast them anyway,
+    at each step. A weight that serves as embedding too stays as it is."""
+    shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and id(module.weight) not in shared:
+            for parameter in (module.weight, module.bias):
+                if parameter is not None and not parameter.requires_grad:
+                    parameter.data = parameter.data.to(dtype)
+
+
+def _check_architecture(config: PretrainedConfig, head: Head) -> None:
+    kind, supported = config.model_type, _mapping(head)
+    if getattr(config, "auto_map", None) and kind not in supported:
+        raise Failure(
+            Reason.UNSUPPORTED,
+            "spec.model: the model brings its own code, which is never run; choose an architecture of transformers",
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise Failure(
+            Reason.UNSUPPORTED, "spec.model: quantized weights cannot be fine-tuned here; name the unquantized model"
+        )
+    if config.is_encoder_decoder:
+        raise Failure(
+            Reason.UNSUPPORTED,
+            f"spec.model: {kind} is an encoder-decoder model; choose a decoder (Llama, Qwen, …) or an encoder (BERT, …)",
+        )
+    if head.generates and is_encoder(config):
+        raise Failure(
+            Reason.UNSUPPORTED,
+            f"spec.objective: {kind} is an encoder and cannot write text; use classification, or a decoder model",
+        )
+    if kind not in supported:
+        raise Failure(Reason.UNSUPPORTED, f"spec.model: transformers has no {head.auto_class} for {kind!r} models")
+
+
+def is_encoder(config: PretrainedConfig) -> bool:
+    """Whether the model reads in both directions: such a model can fill masks and was not made to be a decoder."""
+    fills_masks = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return fills_masks and not getattr(config, "is_decoder", False)
+
+
+def _mapping(head: Head) -> dict[str, Any]:
+    names = {
+        "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    }
+    return dict(names[head.auto_class])
+
+
+def _check_weights(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+    found = f"only {pickles[0]}, a pickle, which could run code" if pickles else "no weights"
+    raise Failure(Reason.MODEL_INVALID, f"spec.model.uri: {folder} has {found}; weights have to be *.safetensors")
+
+
+def _no_config(folder: Path, error: Exception) -> Failure:
+    file = folder / "config.json"
+    if not file.is_file():
+        return Failure(Reason.MODEL_INVALID, f"spec.model.uri: {folder} is not a model: it has no config.json")
+    try:
+        kind = json.loads(file.read_bytes()).get("model_type")
+    except (ValueError, AttributeError):
+        return Failure(Reason.MODEL_INVALID, f"spec.model.uri: {file} is not valid JSON")
+    if kind is None:
+        return Failure(Reason.MODEL_INVALID, f"spec.model.uri: {file} names no model_type")
+    return Failure(
+        Reason.UNSUPPORTED,
+        f"spec.model: transformers {transformers.__version__} cannot read a {kind!r} model: {_first_line(error)}",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

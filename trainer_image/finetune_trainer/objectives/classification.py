@@ -1,0 +1,60 @@
+"""Single-label text classification: cross-entropy of a linear head over the model's summary of a record.
+
+Record: {"input_ids": int32[n], "label": int}.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from finetune_api.status import Metrics
+from finetune_trainer.finetuner import Batch, FineTuner, Judgement, padded
+from finetune_trainer.modelling import Head
+
+
+class ClassificationTrainer(FineTuner):
+    """One item is one record. The model pools for itself: an encoder its first token, a decoder its last that is not padding."""
+
+    @classmethod
+    def head(cls, labels: tuple[str, ...]) -> Head:
+        return Head("AutoModelForSequenceClassification", peft_task="SEQ_CLS", generates=False, labels=labels)
+
+    def collate(self, rows: list[list[dict[str, Any]]]) -> Batch:
+        records = [record for row in rows for record in row]
+        lengths = np.array([len(record["input_ids"]) for record in records])
+        input_ids = padded([record["input_ids"] for record in records], self.pad_token_id)
+        mask = torch.from_numpy(np.arange(input_ids.shape[1]) < lengths[:, None]).long()
+        labels = torch.tensor([record["label"] for record in records])
+        return {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "expected": labels,
+            "items": len(records),
+            "tokens": int(lengths.sum()),
+        }
+
+    def judge(self, batch: Batch) -> Judgement:
+        logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+        loss = functional.cross_entropy(logits, batch["expected"], reduction="sum")
+        return Judgement(loss, predicted=logits.detach().argmax(-1), expected=batch["expected"])
+
+    def metrics(self, judgements: list[Judgement], items: int) -> tuple[Metrics, dict[str, Any]]:
+        loss = float(sum(judgement.loss for judgement in judgements)) / items
+        classes = self.model.config.num_labels
+        matrix = np.zeros((classes, classes), dtype=np.int64)
+        for judgement in judgements:
+            assert judgement.expected is not None
+            assert judgement.predicted is not None
+            np.add.at(matrix, (judgement.expected.cpu().numpy(), judgement.predicted.cpu().numpy()), 1)
+        names = [self.model.config.id2label[number] for number in range(classes)]
+        scores = Metrics(loss=loss, accuracy=float(matrix.trace() / matrix.sum()), macro_f1=macro_f1(matrix))
+        return scores, {"labels": names, "confusionMatrix": matrix.tolist()}
+
+
+def macro_f1(matrix: np.ndarray) -> float:
+    """Mean over the classes that occur (expected or predicted) of F1 = 2·hits / (expected + predicted); `matrix` [expected, predicted]."""
+    hits, present = matrix.diagonal(), matrix.sum(0) + matrix.sum(1)
+    occurs = present > 0
+    return float((2 * hits[occurs] / present[occurs]).mean()) if occurs.any() else 0.0

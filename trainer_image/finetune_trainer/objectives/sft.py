@@ -1,0 +1,125 @@
+"""Supervised fine-tuning: next-token cross-entropy at the tokens that are learnt, and logits nowhere else.
+
+Record: {"input_ids": int32[n], "loss_mask": bool[n]}; `loss_mask[j]` says that token j is learnt, from position j - 1.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from finetune_api.status import Metrics
+from finetune_trainer.finetuner import Batch, FineTuner, Judgement, padded
+from finetune_trainer.losses import linear_cross_entropy
+from finetune_trainer.modelling import Head
+
+
+class SftTrainer(FineTuner):
+    """One item is one learnt token.
+
+    Rows are padded on the right and attention is causal, so no token that counts ever sees padding, and no attention
+    mask is needed. Records that share a row are kept apart by positions that start at 0 again, which transformers turns
+    into a block-diagonal mask as long as no cache is in use.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.plain_head = _has_plain_head(self.model)
+
+    @classmethod
+    def head(cls, labels: tuple[str, ...]) -> Head:
+        return Head("AutoModelForCausalLM", peft_task="CAUSAL_LM", generates=True)
+
+    def collate(self, rows: list[list[dict[str, Any]]]) -> Batch:
+        ids = [np.concatenate([record["input_ids"] for record in row]) for row in rows]
+        masks = [np.concatenate([_without_first(record["loss_mask"]) for record in row]) for row in rows]
+        input_ids = padded(ids, self.pad_token_id)
+        learnt = np.concatenate([np.flatnonzero(mask) + line * input_ids.shape[1] for line, mask in enumerate(masks)])
+        batch = {
+            "input_ids": input_ids,
+            "positions": torch.from_numpy(learnt - 1),
+            "targets": input_ids.flatten()[learnt],
+        }
+        if any(len(row) > 1 for row in rows):
+            positions = [np.concatenate([np.arange(len(record["input_ids"])) for record in row]) for row in rows]
+            batch["position_ids"] = _counting_on(positions, input_ids.shape[1])
+        return {**batch, "items": len(learnt), "tokens": sum(len(row) for row in ids)}
+
+    def judge(self, batch: Batch) -> Judgement:
+        places = {"position_ids": batch["position_ids"]} if "position_ids" in batch else {}
+        selected = _Selection(batch["positions"], batch["input_ids"].shape[1], skip_head=self.plain_head)
+        layer = output_layer(self.model)
+        with selected.at(layer):
+            output = self.model(input_ids=batch["input_ids"], use_cache=False, **places)
+        if self.plain_head:
+            loss = linear_cross_entropy(
+                selected.hidden, layer.weight, getattr(layer, "bias", None), batch["targets"], self.dtype
+            )
+        else:
+            loss = functional.cross_entropy(output.logits.float(), batch["targets"], reduction="sum")
+        return Judgement(loss)
+
+    def metrics(self, judgements: list[Judgement], items: int) -> tuple[Metrics, dict[str, Any]]:
+        loss = float(sum(judgement.loss for judgement in judgements)) / items
+        return Metrics(loss=loss, perplexity=math.exp(min(loss, 60.0))), {"learntTokens": items}
+
+
+class _Selection:
+    """Puts only chosen positions through the output layer, from before the layer: the model's own code stays as it is."""
+
+    def __init__(self, positions: torch.Tensor, width: int, skip_head: bool) -> None:
+        self.positions, self.width, self.skip_head = positions, width, skip_head
+        self.hidden: torch.Tensor = torch.empty(0)
+
+    def at(self, layer: nn.Module) -> Any:
+        return layer.register_forward_pre_hook(self._select)
+
+    def _select(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        """`inputs[0]` [rows, length, width]; virtual tokens that a method put in front are left out."""
+        states = inputs[0][:, -self.width :]
+        self.hidden = states.reshape(-1, states.shape[-1])[self.positions]
+        return (self.hidden[:0] if self.skip_head else self.hidden,)
+
+
+def output_layer(model: Any) -> nn.Module:
+    """The layer that turns hidden states into logits."""
+    layer: nn.Module = (
+        model.get_output_embeddings()
+        if hasattr(model, "get_output_embeddings")
+        else model.base_model.get_output_embeddings()
+    )
+    return layer
+
+
+def _has_plain_head(model: Any) -> bool:
+    """Whether logits are exactly what a linear output layer gives: some models scale or squash them afterwards."""
+    layer = output_layer(model)
+    if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
+        return False
+    was_training = model.training
+    device = layer.weight.device
+    probe = torch.arange(4, device=device).unsqueeze(0)
+    selected = _Selection(torch.arange(4, device=device), width=4, skip_head=False)
+    with torch.no_grad(), selected.at(layer):
+        logits = model.eval()(input_ids=probe, use_cache=False).logits
+    model.train(was_training)
+    return torch.equal(logits, layer(selected.hidden))
+
+
+def _without_first(mask: np.ndarray) -> np.ndarray:
+    """Nothing predicts the first token of a record."""
+    learnt = np.array(mask, dtype=bool)
+    learnt[:1] = False
+    return learnt
+
+
+def _counting_on(rows: list[np.ndarray], width: int) -> torch.Tensor:
+    """Positions, int64 [rows, width]. Padding counts as one more record, so that no record sees it and it sees none."""
+    block = np.tile(np.arange(width), (len(rows), 1))
+    for line, row in zip(block, rows, strict=True):
+        line[: len(row)] = row
+        line[len(row) :] = np.arange(width - len(row))
+    return torch.from_numpy(block)

@@ -1,0 +1,217 @@
+"""The stage `publish`: from the result that train left to a folder that others can use, written whole, read back and verified.
+
+It decides what is in the artifact and when it counts as published. It trains nothing and changes no trained weight: it
+can fail and be tried again without loss. Only merging needs torch.
+"""
+
+import errno
+import json
+import logging
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from finetune_api.events import StageReport
+from finetune_api.reasons import Reason
+from finetune_api.run import Run
+from finetune_api.status import Artifact
+from finetune_trainer import results
+from finetune_trainer.failures import FULL, Failure
+from finetune_trainer.loss_curve import loss_curve
+from finetune_trainer.model_card import model_card
+from finetune_trainer.output import MANIFEST, cannot_write, check_output, check_room
+from finetune_trainer.prepared import Prepared, read_prepared, tokenizer_folder
+from finetune_trainer.report import Progress
+from finetune_trainer.results import Result
+from finetune_trainer.state import sha256
+from finetune_trainer.workspace import Workspace, new_folder
+
+log = logging.getLogger(__name__)
+
+CARD, METRICS, HISTORY, CURVE, MERGED = "README.md", "metrics.json", "history.jsonl", "loss.png", "merged"
+REFUSED = (*FULL, errno.EPERM, errno.EACCES, errno.EROFS)
+"""OSError numbers that speak of the place, not of an accident on the way."""
+ROOM = 1 << 20
+"""Bytes for all that is not weights."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What is published, and where."""
+
+    run: Run
+    workspace: Workspace
+    page: Prepared
+    result: Result
+    target: Path
+
+    @property
+    def trained(self) -> Path:
+        return self.workspace.result / results.ARTIFACT
+
+
+def publish(run: Run, workspace: Workspace, progress: Progress) -> StageReport:
+    """Run the stage; raises Failure."""
+    progress.update(activity="writing")
+    publication = _publication(run, workspace)
+    try:
+        with new_folder(publication.target) as draft:
+            _write(publication, draft)
+            progress.update(activity="verifying")
+            verify(draft)
+        digest = sha256(publication.target / MANIFEST)
+    except OSError as error:
+        raise _failed(run, error) from error
+    size = sum(path.stat().st_size for path in _files(publication.target))
+    log.info("published and verified: %s, %d bytes, sha256 of the manifest %s", run.spec.output.uri, size, digest)
+    artifact = Artifact(
+        uri=run.spec.output.uri, digest=f"sha256:{digest}", size_bytes=size, kind=publication.result.kind
+    )
+    return StageReport(stage="publish", artifact=artifact)
+
+
+def verify(folder: Path) -> None:
+    """Read a published folder back from its storage; raises Failure unless every file is what the manifest says."""
+    for name, entry in json.loads((folder / MANIFEST).read_bytes())["files"].items():
+        path = folder / name
+        _forget_cached(path)
+        if sha256(path) != entry["sha256"]:
+            raise Failure(
+                Reason.ARTIFACT_INVALID,
+                f"{name}, read back, differs from what was written: the storage is not to be trusted",
+            )
+        if path.suffix == ".safetensors":
+            _open_tensors(path, name)
+    found = {str(path.relative_to(folder)) for path in _files(folder)} - {MANIFEST}
+    expected = set(json.loads((folder / MANIFEST).read_bytes())["files"])
+    if found != expected:
+        raise Failure(
+            Reason.ARTIFACT_INVALID, f"the manifest and the folder differ in {', '.join(sorted(found ^ expected))}"
+        )
+
+
+def _publication(run: Run, workspace: Workspace) -> Publication:
+    page, result = read_prepared(workspace), results.read(workspace.result)
+    if page is None or result is None:
+        raise Failure(Reason.INPUT_UNAVAILABLE, f"{workspace.result} holds no result: run `train` first")
+    if result.identity.uid != run.uid:
+        raise Failure(
+            Reason.CHECKPOINT_MISMATCH, f"{workspace.result} is the result of another job: use a new workspace"
+        )
+    target = check_output(run)
+    weights = sum(path.stat().st_size for path in _files(workspace.result))
+    base = sum(path.stat().st_size for path in Path(page.model_path).glob("*.safetensors"))
+    check_room(run, target, weights + ROOM + (2 * base if _merges(run, result) else 0))
+    return Publication(run, workspace, page, result, target)
+
+
+def _merges(run: Run, result: Result) -> bool:
+    return run.spec.output.merge and result.kind == "adapter"  # a whole model has nothing to merge
+
+
+def _write(publication: Publication, draft: Path) -> None:
+    _copy(publication.trained, draft)
+    _copy(tokenizer_folder(publication.workspace), draft)
+    if _merges(publication.run, publication.result):
+        from finetune_trainer.merge import merge
+
+        merge(publication.run, publication.page, publication.workspace, draft / MERGED)
+        _copy(tokenizer_folder(publication.workspace), draft / MERGED)
+    texts = {
+        CARD: model_card(publication.run, publication.page, publication.result),
+        METRICS: json.dumps(metrics(publication.result), indent=1) + "\n",
+        HISTORY: "".join(
+            event.model_dump_json(by_alias=True, exclude_none=True) + "\n" for event in publication.result.state.history
+        ),
+    }
+    for name, text in texts.items():
+        (draft / name).write_text(text, encoding="utf-8")
+    (draft / CURVE).write_bytes(loss_curve(publication.run.name, publication.result.state))
+    for path in _files(draft):
+        _sync(path)
+    (draft / MANIFEST).write_text(json.dumps(manifest(publication, draft), indent=1) + "\n", encoding="utf-8")
+
+
+def manifest(publication: Publication, folder: Path) -> dict[str, Any]:
+    """What the artifact is made of and where it came from: enough to check it and to make it again."""
+    run, page, result = publication.run, publication.page, publication.result
+    return {
+        "job": {"name": run.name, "namespace": run.namespace, "uid": run.uid},
+        "kind": result.kind,
+        "baseModel": {"uri": run.spec.model.uri, "revision": page.model_revision},
+        "data": page.data.to_wire(),
+        "plan": page.plan.to_wire(),
+        "metrics": metrics(result),
+        "spec": run.spec.to_wire(),
+        "versions": {"python": platform.python_version(), **result.versions},
+        "trainerImage": run.trainer_image,
+        "files": {
+            str(path.relative_to(folder)): {"sha256": sha256(path), "sizeBytes": path.stat().st_size}
+            for path in _files(folder)
+        },
+    }
+
+
+def metrics(result: Result) -> dict[str, Any]:
+    """All that was measured, as in metrics.json."""
+    state, evaluation = result.state, result.evaluation
+    training = {
+        "steps": state.step,
+        "tokens": state.tokens,
+        "seconds": round(state.seconds, 3),
+        "finished": state.finished,
+    }
+    speed = {"tokensPerSecond": round(state.tokens / state.seconds, 1)} if state.seconds > 0 else {}
+    models = {
+        name: {**scores.to_wire(), **result.details.get(name, {})}
+        for name, scores in (("base", evaluation.base), ("tuned", evaluation.tuned))
+        if scores is not None
+    }
+    return {"split": evaluation.split, **models, "training": {**training, **speed, "bestStep": evaluation.best_step}}
+
+
+def _copy(source: Path, target: Path) -> None:
+    for path in _files(source):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _forget_cached(path: Path) -> None:
+    """Have the next read come from the storage, where the system can be asked for it."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _open_tensors(path: Path, name: str) -> None:
+    try:
+        with safe_open(path, framework="np") as tensors:
+            empty = not list(tensors.keys())
+    except SafetensorError as error:
+        raise Failure(Reason.ARTIFACT_INVALID, f"{name} is not a safetensors file: {error}") from error
+    if empty:
+        raise Failure(Reason.ARTIFACT_INVALID, f"{name} holds no tensors")
+
+
+def _failed(run: Run, error: OSError) -> Failure:
+    if error.errno in REFUSED:
+        return cannot_write(run, error)
+    return Failure(
+        Reason.ARTIFACT_PUSH_FAILED, f"spec.output.uri: writing {run.spec.output.uri} failed: {error.strerror or error}"
+    )

@@ -1,0 +1,59 @@
+"""Prompts of the spec, answered by the model as it is: greedily, through the chat template where there is one.
+
+It decides how a prompt is put to a model. What the answers are compared with is decided elsewhere.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, StoppingCriteriaList
+
+from finetune_api.spec import Evaluation
+
+
+def answers(tuner: Any, tokenizer_folder: Path, evaluation: Evaluation, check: Callable[[], None]) -> list[str]:
+    """One answer a prompt. `check` is called at each token and may raise."""
+    if not evaluation.prompts:
+        return []
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
+    tuner.model.eval()
+    with torch.no_grad(), tuner.autocast():
+        texts = [_answer(tuner, tokenizer, prompt, evaluation.max_new_tokens, check) for prompt in evaluation.prompts]
+    tuner.model.train()
+    return texts
+
+
+def _answer(tuner: Any, tokenizer: Any, prompt: str, limit: int, check: Callable[[], None]) -> str:
+    encoded = _encoded(tokenizer, prompt).to(tuner.args.device)
+    output = tuner.model.generate(
+        **encoded,
+        max_new_tokens=limit,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        pad_token_id=tuner.pad_token_id,
+        use_cache=True,
+        stopping_criteria=StoppingCriteriaList([_Interruptible(check)]),
+    )
+    return str(tokenizer.decode(output[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+
+def _encoded(tokenizer: Any, prompt: str) -> Any:
+    if not tokenizer.chat_template:
+        return tokenizer(prompt, return_tensors="pt")
+    turns = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+
+
+class _Interruptible:
+    """Never stops a generation by itself; lets `check` raise."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self._check()
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
