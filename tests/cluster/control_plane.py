@@ -6,7 +6,6 @@ Decides their flags, ports and order. Stops only what it started. Knows nothing 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import socket
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from cluster.binaries import binary
 from cluster.certificates import Authority, new_authority, write_kubeconfig
+from cluster.kubectl import kubectl
 from cluster.paths import ClusterError
 
 SERVICE_RANGE = "10.96.0.0/16"
@@ -139,13 +139,8 @@ class ControlPlane:
         self._stop("kube-controller-manager")
 
     def kubectl(self, *arguments: str, document: str | None = None) -> str:
-        """What kubectl says on stdout; `document` is its stdin. ClusterError with its words when it fails."""
-        environment = os.environ | {"KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(self.folder / "kubectl")}
-        command = [str(binary("kubectl")), *arguments]
-        done = subprocess.run(command, input=document, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise ClusterError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
-        return done.stdout
+        """What kubectl says as admin; `document` is its stdin. ClusterError with its words when it fails."""
+        return kubectl(self.kubeconfig, *arguments, document=document)
 
     def request(self, path: str, *, method: str = "GET", body: object = None) -> bytes:
         """What the API server answers to the admin; a `body` is sent as a JSON merge patch. OSError when it refuses."""

@@ -60,11 +60,15 @@ def status() -> str:
     return "up" if (STATE / "ready").exists() else "starting"
 
 
-def in_node(*command: str) -> list[str]:
-    """The command that runs `command` inside the node's namespaces."""
+def run_inside(*command: str) -> str:
+    """Run a command in the node's namespaces; what it says, or ClusterError with what it says."""
     if not is_running():
         raise ClusterError("there is no node: python tests/cluster up")
-    return ["nsenter", f"--target={init_pid()}", "--mount", "--net", "--pid", "--ipc", "--uts", "--", *command]
+    enter = ["nsenter", f"--target={init_pid()}", "--mount", "--net", "--pid", "--ipc", "--uts", "--"]
+    done = subprocess.run([*enter, *command], capture_output=True, text=True)
+    if done.returncode:
+        raise ClusterError(f"{' '.join(command)} (in the node): {done.stderr.strip()}")
+    return done.stdout
 
 
 def start() -> None:
@@ -153,7 +157,8 @@ def remove_everything() -> None:
         os.kill(undo()["outer"], signal.SIGKILL)
         wait_until(lambda: not is_running(), "the node to end", 10)
     wait_until(remove_cgroups, "the pods' processes to end", 20)
-    wait_until(lambda: not Path("/sys/class/net", HOST_LINK).exists(), "the link to go", 10)
+    if Path("/sys/class/net", HOST_LINK).exists():  # a dying connection can hold the namespace for a minute or two
+        subprocess.run(["ip", "link", "delete", HOST_LINK], capture_output=True)
     for name, value in undo().get("settings", {}).items():
         if machine_setting(name) != value:
             (Path("/proc/sys") / name).write_text(value)

@@ -109,7 +109,7 @@ class Node:
         self.plane.wait_for("containerd", is_containerd_answering)
         for container in ctr("containers", "ls", "--quiet").split():
             ctr("containers", "rm", container)
-        self.plane.processes.pop("containerd").terminate()
+        self.plane.processes.pop("containerd").kill()
 
     def start_node_daemons(self) -> None:
         authority = self.plane.authority

@@ -19,11 +19,12 @@ class ClusterError(Exception):
     """Something that a person can put right; the message says what, and is all that they are shown."""
 
 
-def content_key(*files: Path) -> str:
-    """Twelve hex digits that change when the name or the content of a file does."""
+def content_key(*parts: Path | str) -> str:
+    """Twelve hex digits that change when one of the texts, or the name or content of one of the files, does."""
     digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for part in parts:
+        text = part.encode() if isinstance(part, str) else part.name.encode() + b"\0" + part.read_bytes()
+        digest.update(text + b"\0")
     return digest.hexdigest()[:12]
 
 

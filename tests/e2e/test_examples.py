@@ -1,0 +1,88 @@
+"""Every file in examples/ works as written, and what it leaves is what it says: plain transformers and peft agree.
+
+The real model, the real data, the files as a user would apply them; then the published folder is opened by code that
+knows nothing of this project, and its held-out loss is measured again.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from e2e import upstream
+from e2e.courier import Courier, courier
+from e2e.installation import ROOT, Images
+from e2e.jobs import Jobs, condition
+from e2e.kubectl import Kubectl
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.prepared import open_split, read_prepared
+from finetune_trainer.workspace import Workspace
+
+pytestmark = pytest.mark.timeout(1200)
+
+EXAMPLES = [path for path in sorted((ROOT / "examples").glob("*.yaml")) if "kind: FineTuneJob\n" in path.read_text()]
+
+
+@pytest.fixture
+def workspace(jobs: Jobs, images: Images, tmp_path: Path) -> Callable[[str], Workspace]:
+    """A local copy of what `prepare` left on a job's workspace."""
+
+    def copied(name: str) -> Workspace:
+        claim = jobs.workspace(name)
+        with courier(jobs.kubectl, "workspace-reader", images.trainer, [claim]) as reader:
+            reader.take(claim, "prepared", tmp_path / "workspace" / "prepared")
+        return Workspace(tmp_path / "workspace")
+
+    return copied
+
+
+@pytest.fixture
+def published(desk: Courier, tmp_path: Path) -> Callable[[str], Path]:
+    """A local copy of what lies at a URI."""
+
+    def copied(uri: str) -> Path:
+        claim, _, path = uri.removeprefix("pvc://").partition("/")
+        return desk.take(claim, path, tmp_path / "artifact")
+
+    return copied
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example(
+    example: Path, jobs: Jobs, published: Callable[[str], Path], workspace: Callable[[str], Workspace], assets: Path
+) -> None:
+    """The job succeeds; its artifact beats its base, and scores with upstream code what the status reports."""
+    name = jobs.apply(example)
+    job = jobs.until_succeeded(name, seconds=900)
+    assert condition(job, "Complete")["status"] == "True"
+    assert_columns(jobs.kubectl, name)
+    evaluation = job["status"]["evaluation"]
+    assert evaluation["tuned"]["loss"] < evaluation["base"]["loss"]
+    folder = published(job["status"]["artifact"]["uri"])
+    assert upstream.digest(folder) == job["status"]["artifact"]["digest"]
+    spec = FineTuneJobSpec.model_validate(yaml.safe_load(example.read_text(encoding="utf-8"))["spec"])
+    base = assets / "models" / spec.model.uri.rpartition("/")[2]
+    loss = measured_loss(spec, folder, base, workspace(name), evaluation)
+    assert loss == pytest.approx(evaluation["tuned"]["loss"], rel=1e-2)
+
+
+def measured_loss(
+    spec: FineTuneJobSpec, artifact: Path, base: Path, workspace: Workspace, evaluation: dict[str, Any]
+) -> float:
+    """The held-out loss by upstream code, on the split that the job was judged on."""
+    page = read_prepared(workspace)
+    assert page is not None
+    split = open_split(workspace, page, evaluation["split"])
+    assert split is not None
+    model = upstream.tuned_model(artifact, base, spec.objective.kind, page.labels)
+    return upstream.held_out_loss(model, list(split), page.pad_token_id)
+
+
+def assert_columns(kubectl: Kubectl, name: str) -> None:
+    """What `kubectl get` shows of a finished job."""
+    header, row = (line.split() for line in kubectl("get", "ftj", name).splitlines())
+    assert header[:4] == ["NAME", "PHASE", "PROGRESS", "LOSS"]
+    assert row[:3] == [name, "Succeeded", "100"]
+    assert float(row[3]) > 0

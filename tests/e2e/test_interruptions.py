@@ -1,0 +1,205 @@
+"""A run that is disturbed ends as if it had not been, and a run that cannot end well says why.
+
+Tiny models, many steps. The reference run starts first and is disturbed by nobody; the weights of the disturbed runs
+are compared with its own, bit for bit.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import tiny
+from e2e.courier import Courier
+from e2e.installation import RELEASE, is_current, local_cluster
+from e2e.jobs import Jobs, condition, explanation, has_reason, phase
+from e2e.kubectl import Kubectl, Object
+
+pytestmark = pytest.mark.timeout(600)
+
+STEPS = 1500
+MIDDLE = 300
+"""Far enough that something would be lost, early enough that most is still to come when the news gets here."""
+
+TRAINING = {"maxSteps": STEPS, "batchSize": 8, "maxLength": 64, "learningRate": 0.001}
+RESOURCES = {"gpus": 0, "cpu": "800m", "memory": "2Gi", "workspace": {"size": "1Gi"}}
+
+Digest = Callable[[str], str]
+
+
+def tiny_job(name: str, model: str, data: str = "tiny.jsonl", **stanzas: object) -> Object:
+    """A job of about half a minute; `stanzas` replace those of its spec."""
+    spec: Object = {
+        "model": {"uri": model},
+        "dataset": {"train": [{"uri": f"pvc://datasets/{data}"}]},
+        "method": {"lora": {"rank": 8, "dropout": 0.1}},
+        "training": TRAINING,
+        "checkpoint": {"everySteps": 100},
+        "output": {"uri": f"pvc://models/results/{name}"},
+        "resources": RESOURCES,
+    }
+    metadata = {"name": name}
+    return {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": metadata, "spec": spec | stanzas}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data(desk: Courier, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One good file, one with a broken line, one with records so long that a batch of them takes gigabytes."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = tiny.jsonl(folder / "tiny.jsonl", tiny.completions(400))
+    lines = rows.read_text(encoding="utf-8").splitlines()
+    lines[70] = lines[70][:-5]
+    (folder / "broken.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tiny.jsonl(folder / "long.jsonl", ({"text": f"{word} " * 60} for word in tiny.words(5000)))
+    desk.put(folder, "datasets")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reference(jobs: Jobs, tiny_model: str, data: None) -> str:
+    """The name of the run that nobody disturbs; it goes on while other tests run."""
+    return jobs.apply(tiny_job("reference", tiny_model))
+
+
+@pytest.fixture(scope="module")
+def weights(desk: Courier, tmp_path_factory: pytest.TempPathFactory) -> Digest:
+    """The digest of the weights that a job of some name published."""
+
+    def digest(name: str) -> str:
+        folder = desk.take("models", f"results/{name}", tmp_path_factory.mktemp("results") / name)
+        return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+    return digest
+
+
+@pytest.fixture(scope="module")
+def expected_weights(jobs: Jobs, reference: str, weights: Digest) -> str:
+    jobs.until_succeeded(reference)
+    return weights(reference)
+
+
+def test_bad_data(jobs: Jobs, tiny_model: str) -> None:
+    """A broken record fails the job with file and line before a train Job exists."""
+    name = jobs.apply(tiny_job("broken-data", tiny_model, data="broken.jsonl"))
+    failed = condition(jobs.until_failed(name), "Failed")
+    assert failed["reason"] == "DatasetInvalid"
+    assert "broken.jsonl" in failed["message"]
+    assert "71" in failed["message"]
+    assert "train" not in jobs.stage_jobs(name)
+
+
+def test_eviction(jobs: Jobs, tiny_model: str, weights: Digest, expected_weights: str) -> None:
+    """An evicted training pod is replaced; the run goes on from its checkpoint and ends in the same weights."""
+    name = jobs.apply(tiny_job("evicted", tiny_model))
+    jobs.until_step(name, MIDDLE)
+    evict(jobs.kubectl, jobs.pods(name, "train")[0]["metadata"]["name"])
+    status = jobs.until_succeeded(name)["status"]
+    first, second = status["attempts"]
+    assert first["reason"] == "Preempted"
+    assert MIDDLE <= second["fromStep"] < STEPS
+    assert status["recovery"] == {"restarts": 1, "stepsLost": 0}
+    assert weights(name) == expected_weights
+
+
+def evict(kubectl: Kubectl, pod: str) -> None:
+    """As `kubectl drain` does it."""
+    metadata = {"name": pod, "namespace": kubectl.namespace}
+    eviction = json.dumps({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata})
+    path = f"/api/v1/namespaces/{kubectl.namespace}/pods/{pod}/eviction"
+    kubectl("create", "--raw", path, "--filename=-", document=eviction)
+
+
+def test_suspension(jobs: Jobs, tiny_model: str, weights: Digest, expected_weights: str) -> None:
+    """A suspended job holds no pod; resumed, it goes on at its last step and ends in the same weights."""
+    name = jobs.apply(tiny_job("suspended", tiny_model))
+    jobs.until_step(name, MIDDLE)
+    jobs.suspend(name, True)
+    jobs.until(name, lambda job: phase(job) == "Suspended", "Suspended")
+    assert jobs.pods(name, "train") == []
+    jobs.suspend(name, False)
+    status = jobs.until_succeeded(name)["status"]
+    first, second = status["attempts"]
+    assert MIDDLE <= second["fromStep"] < STEPS
+    assert second["fromStep"] == first["toStep"]
+    assert status["recovery"]["stepsLost"] == 0
+    assert weights(name) == expected_weights
+
+
+def test_operator_away(jobs: Jobs, operator: Kubectl, tiny_model: str) -> None:
+    """Training ends while the operator is away; back again, it publishes the result, and nothing was done twice."""
+    name = jobs.apply(tiny_job("operator-away", tiny_model))
+    jobs.until_step(name, MIDDLE)
+    with_replicas(operator, 0)
+    try:
+        train_job = jobs.stage_jobs(name)["train"]["metadata"]["name"]
+        jobs.kubectl("wait", f"job/{train_job}", "--for=condition=Complete", "--timeout=180s", seconds=200)
+        assert "publish" not in jobs.stage_jobs(name)
+    finally:
+        with_replicas(operator, 1)
+    status = jobs.until_succeeded(name)["status"]
+    assert len(jobs.pods(name, "train")) == 1
+    assert [attempt["toStep"] for attempt in status["attempts"]] == [STEPS]
+    assert status["recovery"].get("restarts", 0) == 0
+
+
+def with_replicas(operator: Kubectl, count: int) -> None:
+    """Returns when as many replicas are there, and no more."""
+    operator("scale", "deployment", RELEASE, f"--replicas={count}")
+    if count:
+        operator("rollout", "status", f"deployment/{RELEASE}", "--timeout=120s", seconds=140)
+    else:
+        operator("wait", "pod", "--selector=app.kubernetes.io/name=finetune-operator", "--for=delete", "--timeout=60s")
+
+
+def test_out_of_memory(jobs: Jobs, tiny_model: str) -> None:
+    """A training pod killed for its memory fails the job as OutOfMemory, with advice."""
+    training = {"maxSteps": 5, "batchSize": 4096, "microBatchSize": 4096, "maxLength": 256}
+    resources = RESOURCES | {"memory": "1Gi"}
+    greedy = {"training": training, "resources": resources, "retry": {"limit": 0}}
+    name = jobs.apply(tiny_job("greedy", tiny_model, data="long.jsonl", **greedy))
+    job = jobs.until_failed(name)
+    failed = condition(job, "Failed")
+    assert failed["reason"] == "OutOfMemory"
+    assert "microBatchSize" in failed["message"]
+    assert [attempt["reason"] for attempt in job["status"]["attempts"]] == ["OutOfMemory"]
+
+
+@pytest.fixture
+def no_gpu_afterwards() -> Iterator[None]:
+    if is_current():
+        pytest.skip("changes the node: only on the local cluster")
+    yield
+    local_cluster("fake-gpus", "0")
+
+
+def test_gpu(jobs: Jobs, tiny_model: str, no_gpu_afterwards: None) -> None:
+    """Only `train` asks for a GPU: without one the prepared job waits and says so, and goes on when one appears."""
+    few_steps = TRAINING | {"maxSteps": 50}
+    name = jobs.apply(tiny_job("on-gpu", tiny_model, training=few_steps, resources=RESOURCES | {"gpus": 1}))
+    waiting = jobs.until(name, lambda job: is_prepared(job) and has_reason(job, "Unschedulable"), "Unschedulable")
+    assert "nvidia.com/gpu" in explanation(waiting)
+    local_cluster("fake-gpus", "1")
+    jobs.until_succeeded(name)
+    asked = {stage: "nvidia.com/gpu" in limits(job) for stage, job in jobs.stage_jobs(name).items()}
+    assert asked == {"prepare": False, "train": True, "publish": False}
+
+
+def is_prepared(job: Object) -> bool:
+    return condition(job, "Prepared").get("status") == "True"
+
+
+def limits(job: Object) -> Object:
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    found: Object = container["resources"]["limits"]
+    return found
+
+
+def test_deletion(jobs: Jobs, tiny_model: str, reference: str, weights: Digest, expected_weights: str) -> None:
+    """Deleted in mid-run, a job takes all its children with it; what an earlier run published stays."""
+    jobs.delete(reference)
+    jobs.apply(tiny_job(reference, tiny_model))
+    jobs.until_step(reference, MIDDLE)
+    jobs.delete(reference)
+    kinds = "jobs,pods,configmaps,persistentvolumeclaims"
+    assert jobs.kubectl("get", kinds, f"--selector=finetune.dev/job={reference}", "--output=name") == ""
+    assert weights(reference) == expected_weights

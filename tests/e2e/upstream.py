@@ -1,0 +1,95 @@
+"""A published folder as somebody sees it who never heard of this project: measured with transformers and peft.
+
+The prepared split is read with the trainer's own reader; everything that has to do with the model is upstream's.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+
+Record = dict[str, Any]
+BATCH = 8
+
+
+def digest(folder: Path) -> str:
+    """The digest of an artifact, after each file was compared with its manifest."""
+    manifest = folder / "manifest.json"
+    files: dict[str, Any] = json.loads(manifest.read_bytes())["files"]
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
+        *files,
+        manifest.name,
+    }
+    for name, entry in files.items():
+        assert sha256(folder / name) == entry["sha256"], name
+        assert (folder / name).stat().st_size == entry["sizeBytes"], name
+    return f"sha256:{sha256(manifest)}"
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tuned_model(artifact: Path, base: Path, objective: str, labels: Sequence[str]) -> transformers.PreTrainedModel:
+    """The tuned model in fp32: an adapter over its base, or a whole model."""
+    kind = {
+        "sft": transformers.AutoModelForCausalLM,
+        "classification": transformers.AutoModelForSequenceClassification,
+    }[objective]
+    head = {"num_labels": len(labels)} if labels else {}
+    if (artifact / "adapter_config.json").exists():
+        model = kind.from_pretrained(base, dtype=torch.float32, **head)
+        return peft.PeftModel.from_pretrained(model, artifact).eval()
+    return kind.from_pretrained(artifact, dtype=torch.float32).eval()
+
+
+def held_out_loss(model: transformers.PreTrainedModel, records: Sequence[Record], padding: int) -> float:
+    """Mean cross-entropy in nats: per learnt token where records have a `loss_mask`, else per record."""
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = padding  # a classifier finds the last token of a row by it
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for batch in batches(records):
+            ids, mask = padded(batch, padding)
+            logits = model(input_ids=ids, attention_mask=mask).logits.float()
+            chosen, targets = learnt(batch, logits)
+            total += torch.nn.functional.cross_entropy(chosen, targets, reduction="sum").item()
+            count += len(targets)
+    return total / count if count else math.nan
+
+
+def batches(records: Sequence[Record]) -> Iterator[list[Record]]:
+    """Records of similar length together."""
+    ordered = sorted(records, key=lambda record: len(record["input_ids"]))
+    return (ordered[start : start + BATCH] for start in range(0, len(ordered), BATCH))
+
+
+def padded(batch: list[Record], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(input_ids, attention_mask), int64 [records, longest], filled up on the right."""
+    length = max(len(record["input_ids"]) for record in batch)
+    ids = torch.full((len(batch), length), padding)
+    mask = torch.zeros_like(ids)
+    for row, record in enumerate(batch):
+        size = len(record["input_ids"])
+        ids[row, :size] = torch.tensor(record["input_ids"].tolist())
+        mask[row, :size] = 1
+    return ids, mask
+
+
+def learnt(batch: list[Record], logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits that are judged, and what they should have said."""
+    if "label" in batch[0]:
+        return logits, torch.tensor([record["label"] for record in batch])
+    chosen, targets = [], []
+    for row, record in zip(logits, batch, strict=True):
+        places = torch.tensor(record["loss_mask"].nonzero()[0])
+        chosen.append(row[places - 1])
+        targets.append(torch.tensor(record["input_ids"].tolist())[places])
+    return torch.cat(chosen), torch.cat(targets)
