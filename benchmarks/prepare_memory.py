@@ -9,6 +9,7 @@ parameters beside it imports torch, is the same whatever the data, and is shown 
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -58,7 +59,8 @@ def measured(options: argparse.Namespace, megabytes: int) -> tuple[int, int, flo
         (folder / "run.json").write_text(json.dumps(run.to_wire()), encoding="utf-8")
         began = time.monotonic()
         command = [sys.executable, "-c", MEASURE, "prepare", "--run", str(folder / "run.json"), "--port", "0"]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+        offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=offline)
         own, other = done.stdout.split()
         return megabytes, records, time.monotonic() - began, int(own) / 1024, int(other) / 1024
 
@@ -67,18 +69,20 @@ def run_of(options: argparse.Namespace, folder: Path) -> Run:
     dataset = {"train": [{"uri": f"file://{folder}/data.jsonl"}], "packing": options.packing}
     spec = {"model": {"uri": f"file://{options.model.absolute()}"}, "dataset": dataset}
     spec |= {"output": {"uri": f"file://{folder}/output"}, "resources": {"gpus": 0}}
-    return Run.model_validate({"name": "benchmark", "uid": "benchmark", "workspace": f"{folder}/workspace", "spec": spec})
+    workspace = f"{folder}/workspace"
+    return Run.model_validate({"name": "benchmark", "uid": "benchmark", "workspace": workspace, "spec": spec})
 
 
 def write(path: Path, size: int) -> int:
-    """Write about `size` bytes of records; returns their number. The same records for each size, one after the other."""
+    """Write about `size` bytes of records; returns their number. Smaller files are the beginning of larger ones."""
     source = random.Random(1)
     words = ["".join(source.choices(SYLLABLES, k=source.randint(1, 3))) for _ in range(20_000)]
+    often = list(itertools.accumulate(1 / rank for rank in range(1, len(words) + 1)))  # Zipf, as words in text are
     records = 0
     with path.open("w", encoding="utf-8") as file:
-        while file.tell() < size if records % 1000 == 0 else True:
-            prompt = " ".join(source.choices(words, k=source.randint(20, 120)))
-            completion = " ".join(source.choices(words, k=source.randint(5, 60)))
+        while records % 1000 or file.tell() < size:
+            prompt = " ".join(source.choices(words, cum_weights=often, k=source.randint(20, 120)))
+            completion = " ".join(source.choices(words, cum_weights=often, k=source.randint(5, 60)))
             file.write(json.dumps({"prompt": f"{records}: {prompt}?", "completion": completion}) + "\n")
             records += 1
     return records

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from finetune_api.events import ProgressReport
 from finetune_cli import figures
 
+BEFORE = ("starting", "loading", "evaluating", "generating")
+"""What comes before the first step and says nothing about the pace of steps."""
 QUIET_SECONDS = 15
 """Without a terminal: a line at least so often while something moves …"""
 QUIET_PERCENT = 10
@@ -20,16 +22,16 @@ QUIET_PERCENT = 10
 
 @dataclass
 class Pace:
-    """Estimates the time left from the steps that this process has done."""
+    """Estimates the time left from the steps that this process has done since it began to train."""
 
     first_step: int | None = None
     first_time: float = 0
 
     def seconds_left(self, report: ProgressReport, now: float) -> float | None:
         """None until a step was seen to be done."""
-        if self.first_step is None or report.step < self.first_step:
+        if self.first_step is None and report.activity not in BEFORE:
             self.first_step, self.first_time = report.step, now
-        done = report.step - self.first_step
+        done = report.step - (report.step if self.first_step is None else self.first_step)
         if done == 0 or report.total_steps <= 0:
             return None
         return (now - self.first_time) / done * max(0, report.total_steps - report.step)
@@ -110,6 +112,8 @@ class Lines:
             self._console.print(f"{self._stage}: {description(report, left)}", markup=False)
 
     def _is_news(self, report: ProgressReport, now: float) -> bool:
+        if report.activity == "done":
+            return False
         if self._shown is None or report.activity != self._shown.activity or report.eval_loss != self._shown.eval_loss:
             return True
         moved = report.step - self._shown.step

@@ -134,22 +134,20 @@ def _stage(stage: Stage, workspace: Workspace, lock: int) -> int:
     report = workspace.report(stage)
     if code or report is None or report.reason is not None:
         return _failed(stage, code, report, workspace)
-    out.print(
-        f"[green]✓[/green] {stage:8} {escape(_outcome(report))}[dim]{figures.duration(time.monotonic() - begun)}[/dim]"
-    )
+    out.print(f"[green]✓[/green] {stage:8} [dim]{figures.duration(time.monotonic() - begun)}[/dim]")
+    for line in _outcome(report):
+        out.print(f"           {line}", markup=False, style="dim")
     return 0
 
 
-def _outcome(report: StageReport) -> str:
-    """What a stage has to say for itself, in a line."""
-    lines = []
+def _outcome(report: StageReport) -> Iterator[str]:
+    """What a stage has to say for itself."""
     if report.data is not None:
-        lines.append(summary.data_line(report.data))
+        yield summary.data_line(report.data)
     if report.plan is not None:
-        lines.append(summary.plan_line(report.plan))
-    if report.progress is not None:
-        lines.append(f"{report.progress.step:,} steps")
-    return "".join(f"{line} · " for line in lines if line)
+        yield summary.plan_line(report.plan)
+    if report.progress is not None and report.progress.loss is not None:
+        yield f"{report.progress.step:,} steps, last training loss {figures.loss(report.progress.loss)}"
 
 
 def _interrupted(process: StageProcess, workspace: Workspace) -> int:

@@ -3,10 +3,14 @@
 Imports inside the verbs are deliberate: `finetune --help` answers before the contract, CEL or a client is loaded.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from finetune_cli.follow import Follower
 
 app = typer.Typer(
     name="finetune",
@@ -60,3 +64,89 @@ def run(
     except MountError as error:
         raise typer.BadParameter(str(error)) from None
     raise typer.Exit(run_file(file, Options(workspace, mounted, fresh)))
+
+
+@app.command()
+def init(
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to write it; `-` is standard output.")] = "-",
+    objective: Annotated[str, typer.Option(help="Which loss: sft, classification.")] = "sft",
+    method: Annotated[str, typer.Option(help="Which parameters move: lora, full.")] = "lora",
+    model: Annotated[str, typer.Option(metavar="URI")] = "hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+    data: Annotated[str, typer.Option(metavar="URI", help="Training data.")] = "pvc://datasets/train.jsonl",
+    output: Annotated[
+        str | None, typer.Option(metavar="URI", help="Folder for the result. [pvc://models/NAME]")
+    ] = None,
+    name: Annotated[str, typer.Option(help="The job's name.")] = "my-model",
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+) -> None:
+    """Write a small commented job to start from."""
+    from finetune_cli.template import Choice, write
+
+    raise typer.Exit(write(file, Choice(name, objective, method, model, data, output or f"pvc://models/{name}"), force))
+
+
+Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Default: that of the context.")]
+Kubeconfig = Annotated[str | None, typer.Option(metavar="FILE", help="Default: KUBECONFIG, or ~/.kube/config.")]
+Context = Annotated[str | None, typer.Option(metavar="NAME", help="Context of the kubeconfig to use.")]
+JobName = Annotated[str, typer.Argument(metavar="NAME", help="A FineTuneJob.")]
+
+
+@app.command()
+def watch(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One job: ends with it. Default: all.")] = None,
+    namespace: Namespace = None,
+    all_namespaces: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Jobs of every namespace.")] = False,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Follow jobs in a cluster: phase, progress, loss, time left. With NAME: ends with the job, 0 if it succeeded."""
+    _look(kubeconfig, context, namespace, lambda follower: follower.watch(name), everywhere=all_namespaces and not name)
+
+
+@app.command()
+def logs(
+    name: JobName,
+    stage: Annotated[str | None, typer.Option(help="prepare, train or publish. Default: the newest pod.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for the pod; go on until the job ends.")] = False,
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Print what the trainer of a job printed."""
+    _look(kubeconfig, context, namespace, lambda follower: follower.logs(name, stage, follow))
+
+
+@app.command()
+def describe(
+    name: JobName, namespace: Namespace = None, kubeconfig: Kubeconfig = None, context: Context = None
+) -> None:
+    """All about one job: what was asked, progress, results, failure and the next step. Also `finetune status`."""
+    _look(kubeconfig, context, namespace, lambda follower: follower.describe(name))
+
+
+app.command(name="status", hidden=True)(describe)
+
+
+def _look(
+    kubeconfig: str | None,
+    context: str | None,
+    namespace: str | None,
+    verb: "Callable[[Follower], int]",
+    everywhere: bool = False,
+) -> None:
+    """Ask a cluster; what it refuses is said in a line, and Ctrl-C ends the asking."""
+    from rich.markup import escape
+
+    from finetune_cli.cluster import ClusterError, connect
+    from finetune_cli.follow import Follower
+    from finetune_cli.terminal import err
+
+    try:
+        cluster = connect(kubeconfig, context)
+        code = verb(Follower(cluster, None if everywhere else namespace or cluster.namespace))
+    except ClusterError as error:
+        err.print(f"[red]{escape(str(error))}[/red]")
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    raise typer.Exit(code)

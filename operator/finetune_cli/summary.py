@@ -76,6 +76,8 @@ def plan_line(plan: Plan) -> str:
 def artifact_lines(artifact: Artifact) -> Table:
     """Where the result is and how to tell that it is the same."""
     table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
     table.add_row("artifact", f"{artifact.uri} ({artifact.kind}, {figures.size(artifact.size_bytes)})")
     table.add_row("digest", artifact.digest or figures.MISSING)
     return table

@@ -136,7 +136,7 @@ class Cluster:
             except (ApiError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as problem:
                 failures += 1
                 log.warning("watching %s: %s", kind.plural, problem or repr(problem))
-                await asyncio.sleep(random.uniform(0.5, 1) * min(20, 0.5 * 2 ** min(failures, 10)))
+                await asyncio.sleep(random.uniform(0.5, 1) * min(5, 0.5 * 2 ** min(failures, 10)))
 
     async def request(
         self, method: str, path: str, query: Mapping[str, str] | None = None, body: Object | None = None
@@ -175,7 +175,7 @@ class Cluster:
             page["continue"] = answer["metadata"]["continue"]
 
     async def _watch_once(self, kind: Kind, namespace: str | None, query: Mapping[str, str]) -> AsyncIterator[Change]:
-        """List, then watch, resuming where a stream ended in order; returns when the server has forgotten that place."""
+        """List, then watch, resuming where a stream ended in order; returns when the server forgot that place."""
         items, version = await self._list(kind, namespace, query)
         for item in items:
             yield Change("LISTED", item)
@@ -202,10 +202,11 @@ async def connect() -> Cluster:
     """Connect as the pod's service account, or as KUBECONFIG (or ~/.kube/config) says; raises NoCluster."""
     configuration = client.Configuration()
     try:
-        if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
-            config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        if "KUBERNETES_SERVICE_HOST" in os.environ and not os.environ.get("KUBECONFIG"):
+            config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
         else:
-            await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            files = os.environ.get("KUBECONFIG") or "~/.kube/config"
+            await config.load_kube_config(files, client_configuration=configuration)  # type: ignore[no-untyped-call]
     except (config.ConfigException, OSError) as problem:
         raise NoCluster(f"no cluster to talk to ({problem}): set KUBECONFIG, or run in a cluster") from problem
     return Cluster(configuration.host, lambda: _session(configuration))

@@ -1,6 +1,7 @@
 """What ails a pod: why it ended, or what it waits for, as one reason of the contract and one sentence for people.
 
-It reads the trainer's report, the exit code, the kubelet's and the scheduler's words, in this order. It decides no consequence.
+It reads the trainer's report, the exit code, the kubelet's and the scheduler's words, in this order. What follows is
+`plan`'s to decide.
 """
 
 import re

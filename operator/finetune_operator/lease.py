@@ -1,7 +1,8 @@
 """Leader election over a coordination.k8s.io Lease: at most one replica works at a time.
 
 Times are monotonic and local: another replica's clock is never compared, only changes of the Lease are observed.
-A Lease is no fence: a paused process may still send one write. Deterministic names and uid preconditions make that harmless.
+A Lease is no fence: a paused process may still send one write. Deterministic names and uid preconditions make that
+harmless.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ class Claim:
 
 
 class Store(Protocol):
-    """Where the Lease is kept. Both raise OSError when it cannot be reached; `write` raises Conflict when it changed."""
+    """Where the Lease is kept. Both raise OSError when it cannot be reached, `write` Conflict when it changed."""
 
     async def read(self) -> Claim | None: ...
 
@@ -43,7 +44,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds. `request` is much shorter than `renew`, and `renew` shorter than `duration`: the leader stops before another may start."""
+    """Seconds. `request` < `renew` < `duration`: the leader stops before another may start."""
 
     duration: float = 15
     renew: float = 10
@@ -97,7 +98,7 @@ class Elector:
         # Counted from before the request: the write may land any time after it.
         asked_at = monotonic()
         try:
-            # asyncio.timeout, never wait_for: on Python 3.11 that can swallow a cancellation, and the operator would not stop leading.
+            # Never wait_for: on Python 3.11 it can swallow a cancellation, and the operator would not stop leading.
             async with asyncio.timeout(self._timing.request):
                 current = await self._store.read()
                 if not self._may_take(current):

@@ -39,7 +39,7 @@ class Backoffs:
         delay = 0.5
         while True:
             yield random.uniform(0.2, delay)
-            delay = min(20, delay * 2)
+            delay = min(5, delay * 2)
 
 
 class Operator:

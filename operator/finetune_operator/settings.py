@@ -58,8 +58,8 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     defaults = {field.name: field.default for field in fields(Settings)}
     parser = argparse.ArgumentParser(
         prog="finetune-operator",
-        description="Turns FineTuneJobs into fine-tuned models. It talks to the cluster it runs in, or to the one that KUBECONFIG names.",
-        epilog=f"Each flag can be given as an environment variable too: --trainer-image as {ENVIRONMENT_PREFIX}TRAINER_IMAGE.",
+        description="Turns FineTuneJobs into fine-tuned models, in the cluster it runs in or the one KUBECONFIG names.",
+        epilog=f"Each flag has an environment variable too: --trainer-image is {ENVIRONMENT_PREFIX}TRAINER_IMAGE.",
     )
 
     def flag(name: str, help: str, type: type = str, default: object = None, **more: object) -> None:
@@ -67,7 +67,8 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         if default is None:
             default = defaults.get(field)
         given = environment.get(ENVIRONMENT_PREFIX + field.upper())
-        parser.add_argument(f"--{name}", type=type, default=default if given is None else given, help=help, **more)  # type: ignore[arg-type]
+        default = default if given is None else given
+        parser.add_argument(f"--{name}", type=type, default=default, help=help, **more)  # type: ignore[arg-type]
 
     flag("trainer-image", "image of the stages' pods", default="")
     flag("namespaces", "served namespaces, separated by commas; empty: all", default="")

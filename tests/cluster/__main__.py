@@ -78,11 +78,17 @@ def build_images(arguments: argparse.Namespace) -> None:
 
 def control_plane(arguments: argparse.Namespace) -> None:
     """In the foreground; the path of the kubeconfig is the only thing on stdout."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, end_once)
     with ControlPlane() as plane:
         print(plane.kubeconfig, flush=True)
         print("up; Ctrl-C stops it and removes everything", file=sys.stderr, flush=True)
         signal.pause()
+
+
+def end_once(*_: object) -> None:
+    """A second signal, as `timeout` sends it, must not interrupt the clearing up."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from cluster import images, kind, node
+from cluster import images, kind, node, node_settings
 from cluster import kubectl as client
 from cluster.paths import ClusterError
 
@@ -27,15 +27,15 @@ def down() -> None:
 
 def status() -> str:
     """One of up, starting, down."""
-    return (kind if uses_kind() else node).status()
+    return kind.status() if uses_kind() else node.status()
 
 
 def kubeconfig() -> Path:
-    return kind.KUBECONFIG if uses_kind() else node.KUBECONFIG
+    return kind.KUBECONFIG if uses_kind() else node_settings.KUBECONFIG
 
 
 def node_name() -> str:
-    return kind.NODE if uses_kind() else node.NAME
+    return kind.NODE if uses_kind() else node_settings.NAME
 
 
 def image(component: str) -> str:

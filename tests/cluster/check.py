@@ -19,8 +19,17 @@ from cluster.paths import ClusterError
 NAMESPACE = "finetune-check"
 WAIT = "--timeout=60s"
 # Counters, which change by themselves.
-VOLATILE = ("fs.dentry-state", "fs.file-nr", "fs.inode", "kernel.random", "kernel.ns_last_pid", "kernel.pty.nr")
-VOLATILE += ("net.netfilter.nf_conntrack_count", "fs.quota", "kernel.perf_event_max_sample_rate")
+VOLATILE = (
+    "fs.dentry-state",
+    "fs.file-nr",
+    "fs.inode",
+    "fs.quota",
+    "kernel.ns_last_pid",
+    "kernel.perf_event_max_sample_rate",
+    "kernel.pty.nr",
+    "kernel.random",
+    "net.netfilter.nf_conntrack_count",
+)
 SCRIPT = """
 import os, socket
 open("/data/written", "w").write("by the pod")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import platform
 import tarfile
 from pathlib import Path
+
+# The kernel's name for a machine, and Go's.
+ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def program_image(program: Path) -> str:
@@ -21,7 +25,7 @@ def write_archive(program: Path, archive: Path) -> None:
         files.add(program, arcname=program.name, filter=as_root)
     digest = hashlib.sha256(layer.getvalue()).hexdigest()
     config = {
-        "architecture": "amd64",
+        "architecture": ARCHITECTURE[platform.machine()],
         "os": "linux",
         "config": {"Entrypoint": [f"/{program.name}"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},

@@ -15,7 +15,7 @@ from cluster.base_image import base_image
 from cluster.buildah import STORE, buildah
 from cluster.dependency_image import dependency_image
 from cluster.node_settings import CONTAINERD_SOCKET, NODE_ADDRESS, REGISTRY_PORT
-from cluster.paths import REPOSITORY, ClusterError
+from cluster.paths import REPOSITORY, ClusterError, locked
 
 DOCKERFILES = {"operator": "Dockerfile", "trainer": "trainer_image/Dockerfile"}
 REGISTRY_NAME = (
@@ -29,7 +29,8 @@ def build_and_push(component: str) -> str:
     The tag is the content: a change of code is a new name, and what did not change is neither built nor moved again.
     """
     started = time.monotonic()
-    identity = build(component)
+    with locked(STORE / f"{component}-image"):
+        identity = build(component)
     name = f"finetune-{component}:{identity[:12]}"
     if not has_registry(name):
         destination = f"docker://{NODE_ADDRESS}:{REGISTRY_PORT}/{name}"

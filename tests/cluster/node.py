@@ -23,8 +23,13 @@ from cluster.packages import install_missing
 from cluster.paths import CLUSTER, FOLDER, ClusterError, locked
 
 # The kubelet sets these for the whole machine, not for its namespaces.
-MACHINE_SETTINGS = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops")
-MACHINE_SETTINGS += ("kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes")
+MACHINE_SETTINGS = (
+    "vm/overcommit_memory",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
+)
 MOUNT_POINTS = ("/var/lib/kubelet", "/var/lib/cni", "/var/log/containers")
 NAMESPACES = ("--mount", "--propagation=private", "--net", "--pid", "--ipc", "--uts")
 READY_SECONDS = 120.0

@@ -54,8 +54,8 @@ disabled_plugins = {json.dumps(plugins)}
 
 def pod_network() -> str:
     """A bridge for the pods. The host routes to it, so nothing is masqueraded, and it enforces no NetworkPolicy."""
-    addresses = {"type": "host-local", "dataDir": str(STATE / "cni-addresses"), "routes": [{"dst": "0.0.0.0/0"}]}
-    addresses["ranges"] = [[{"subnet": POD_SUBNET}]]
+    ranges, routes = [[{"subnet": POD_SUBNET}]], [{"dst": "0.0.0.0/0"}]
+    addresses = {"type": "host-local", "dataDir": str(STATE / "cni-addresses"), "ranges": ranges, "routes": routes}
     bridge = {"type": "bridge", "bridge": "pods0", "isGateway": True, "hairpinMode": True, "ipam": addresses}
     portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
     return json.dumps({"cniVersion": "0.4.0", "name": "finetune", "plugins": [bridge, portmap]})

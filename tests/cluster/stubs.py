@@ -2,7 +2,7 @@
 
 That wheel is the one production uses. It imports only if gigabytes of NVIDIA libraries are there, of which nothing is
 called on a machine without a GPU. For each library that is missing, this makes one with the right name, the versions
-and symbols that torch asks for, and functions that do nothing but return 1. Needs gcc and readelf.
+and symbols that torch asks for, and functions that do nothing but return 1. Needs gcc and readelf; x86-64 only.
 """
 
 from __future__ import annotations

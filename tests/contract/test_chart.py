@@ -8,8 +8,10 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from cluster.control_plane import ControlPlane
 from cluster.paths import ClusterError
 from finetune_api import labels
 from finetune_operator import metrics, objects, settings
+from integration.kubelet import JOBS, Api, Job, eventually
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/finetune-operator"
@@ -360,6 +363,10 @@ def test_the_operator_pod_meets_the_restricted_standard(prepared: ControlPlane) 
     assert "pod/probe created" in said
 
 
+IN_FORCE = {
+    *("ServiceAccount", "Role", "RoleBinding", "ClusterRole"),
+    *("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
+}
 HERS = [f"hers-{number}" for number in range(9)]
 """The Secrets that Alice may read."""
 
@@ -368,7 +375,7 @@ HERS = [f"hers-{number}" for number in range(9)]
 def installed(prepared: ControlPlane) -> Iterator[ControlPlane]:
     """The chart's roles and policy for team-a, in force; and Alice, who writes jobs and sees no Secret but her own."""
     documents = manifests({"namespaces": ["team-a"]})
-    items = bundle([one for one in documents if "Role" in one["kind"] or "Policy" in one["kind"]])
+    items = bundle([one for one in documents if one["kind"] in IN_FORCE])
     prepared.kubectl("apply", "--server-side", "-f", "-", document=items)
     for namespace in ("team-a", "team-b"):
         author = ("create", "role", "author", "--verb=create,get", "--resource=finetunejobs.finetune.dev")
@@ -515,6 +522,56 @@ def reviews(plane: ControlPlane, user: str, questions: list[Question]) -> dict[Q
     document = bundle([review(*question) for question in questions])
     answers = plane.kubectl("create", "-f", "-", '-o=jsonpath={.status.allowed}{" "}', document=document).split()
     return {question: answer == "true" for question, answer in zip(questions, answers, strict=True)}
+
+
+@contextmanager
+def deployed_operator(plane: ControlPlane, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The operator as the Deployment would run it: its arguments, and no more rights than its service account has."""
+    deployment = only("Deployment", manifests({"namespaces": ["team-a"]}))
+    pod = deployment["spec"]["template"]["spec"]
+    token = plane.kubectl("-n", "finetune", "create", "token", pod["serviceAccountName"]).strip()
+    config = yaml.safe_load(plane.kubeconfig.read_text())
+    config["users"] = [{"name": user["name"], "user": {"token": token}} for user in config["users"]]
+    kubeconfig = log.with_name("kubeconfig")
+    kubeconfig.write_text(yaml.safe_dump(config))
+    arguments = [*pod["containers"][0]["args"], "--port=0"]
+    command = [sys.executable, "-m", "finetune_operator", *arguments]
+    with log.open("wb") as output:
+        environment = os.environ | {"KUBECONFIG": str(kubeconfig)}
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.integration
+def test_those_rights_suffice_for_a_whole_life(installed: ControlPlane, tmp_path: Path) -> None:
+    """From the Lease to the deletion after ttlSecondsAfterFinished, the API server never says Forbidden."""
+    api, log = Api(installed), tmp_path / "log"
+    api.request("POST", "/api/v1/nodes", {"metadata": {"name": "played"}})
+    job = Job(api, "team-a", "whole-life")
+    body = {"apiVersion": labels.API_VERSION, "kind": labels.KIND, "metadata": {"name": job.name}}
+    model, data = {"uri": "pvc://models/base"}, {"train": [{"uri": "configmap://data/train.jsonl"}]}
+    spec = {"model": model, "dataset": data, "output": {"uri": "pvc://out/a"}, "ttlSecondsAfterFinished": 2}
+
+    with deployed_operator(installed, log) as process:
+        api.create(JOBS.format("team-a"), {**body, "spec": spec})
+        # It complains at once: the operator has to read Events to say why.
+        job.new_pod("prepare").complain('configmap "data" not found')
+        job.wait_reason("ConfigMapNotFound")
+        pod = job.pods("prepare")[0]
+        pod.start()
+        pod.end(0, {"stage": "prepare"})
+        job.run_stage("train")
+        job.run_stage("publish", artifact={"uri": "pvc://out/a", "digest": "sha256:abc"})
+        job.wait_phase("Succeeded")
+        assert "Succeeded" in job.events()
+        eventually(lambda: api.get(job.path) is None, "the job is deleted after its time")
+        assert process.poll() is None
+
+    assert "forbidden" not in log.read_text().lower()
 
 
 @pytest.mark.integration

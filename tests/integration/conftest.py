@@ -19,6 +19,7 @@ from integration.kubelet import JOBS, Api, Job, eventually
 
 pytestmark = pytest.mark.integration
 
+ROOT = Path(__file__).parents[2]
 _numbers = itertools.count(1)
 
 

@@ -1,4 +1,4 @@
-"""What a kubelet and a scheduler would do, played by the test through the API server: no pod runs, but every status is real.
+"""What a kubelet and a scheduler would do, played by the test: no pod runs, but every status is in the real API server.
 
 It decides no outcome: the test says which pod starts, waits, fails or ends, and how.
 """
@@ -123,10 +123,10 @@ class Job:
 
     def wait_reason(self, reason: str, kind: str = "Progressing", seconds: float = 20) -> Object:
         """The condition once it has the reason."""
-        eventually(
-            lambda: self.condition(kind).get("reason") == reason, f"{kind} says {reason}: {self.condition(kind)}", seconds
+        what = f"{kind} of {self.name} says {reason}"
+        return eventually(
+            lambda: next((one for one in [self.condition(kind)] if one.get("reason") == reason), None), what, seconds
         )
-        return self.condition(kind)
 
     def pods(self, stage: str = "") -> list[Pod]:
         """All pods of this job, oldest first."""
@@ -140,13 +140,13 @@ class Job:
         return self.api.items(f"/apis/batch/v1/namespaces/{self.namespace}/jobs?labelSelector={selector}")
 
     def child_job(self, stage: str) -> Object | None:
-        return next((job for job in self.child_jobs() if job["metadata"]["labels"]["finetune.dev/stage"] == stage), None)
+        jobs = {job["metadata"]["labels"]["finetune.dev/stage"]: job for job in self.child_jobs()}
+        return jobs.get(stage)
 
     def events(self) -> list[str]:
-        """Reasons of the Kubernetes Events about this job."""
+        """Reasons of the Kubernetes Events about this job, in no order: several may fall into one second."""
         events = self.api.items(f"/api/v1/namespaces/{self.namespace}/events")
-        about = [event for event in events if event["involvedObject"].get("uid") == self.uid]
-        return [event["reason"] for event in sorted(about, key=lambda event: event["lastTimestamp"])]
+        return [event["reason"] for event in events if event["involvedObject"].get("uid") == self.uid]
 
     def new_pod(self, stage: str, seconds: float = 20) -> Pod:
         """The stage's pod that has neither started nor ended, once there is one."""

@@ -1,4 +1,4 @@
-"""Each class of failure is produced for real, and named in a condition within five seconds of being visible in the API."""
+"""Each class of failure is produced for real, and named in a condition within five seconds of being visible."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SOON = 5
     ],
 )
 def test_a_permanent_exit_code_fails_the_job_at_its_first_try(submit: Submit, code: int, reason: str) -> None:
-    """Without a report the exit code names the class; three tries are allowed and none is wasted; no train Job exists."""
+    """Without a report the exit code names the class; no allowed try is wasted; no train Job exists."""
     job = submit(retry={"limit": 3})
     pod = job.new_pod("prepare")
     pod.start()

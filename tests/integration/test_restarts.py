@@ -20,7 +20,9 @@ Submit = Callable[..., Job]
 Start = Callable[..., Operator]
 
 
-def test_a_run_is_frozen_over_a_restart_with_other_settings(api: Api, start_operator: Start, submit_alone: Submit) -> None:
+def test_a_run_is_frozen_over_a_restart_with_other_settings(
+    api: Api, start_operator: Start, submit_alone: Submit
+) -> None:
     """The later stages use the image that the run began with; nothing that runs is restarted."""
     operator = start_operator("--trainer-image", "trainer:1")
     job = submit_alone()

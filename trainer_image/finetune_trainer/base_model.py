@@ -116,7 +116,7 @@ def _fetched(run: Run, workspace: Workspace) -> tuple[Path, str]:
 
 
 def _needed(files: list[hub.HubFile]) -> list[hub.HubFile]:
-    """Config, tokenizer and safetensors at the top of the repository; other forms of the same weights are left there."""
+    """Config, tokenizer and safetensors at the top of the repository; other forms of the weights are left there."""
     weights = [file for file in files if file.name.endswith(".safetensors") and "/" not in file.name]
     standard = [file for file in weights if file.name.startswith("model")]
     if not weights:
@@ -161,7 +161,7 @@ def _instead(others: list[str]) -> str:
 
 
 def _check_weights(path: Path, name: str) -> None:
-    """A safetensors file says in its header how long it is: a cut copy or a git-lfs pointer is found here, not in train."""
+    """A safetensors file says how long it is: a cut copy or a git-lfs pointer is found here, not in train."""
     with path.open("rb") as file:
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else LONGEST_HEADER + 1

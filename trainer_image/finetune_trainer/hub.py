@@ -1,4 +1,4 @@
-"""What is fetched over the network: files of the Hugging Face Hub and of plain https, each put in its place at once.
+"""What comes over the network: files of the Hugging Face Hub and of https servers, put in their places at once.
 
 It decides how an answer of a server is told to a person, and what may be tried again. It knows neither models nor records.
 """

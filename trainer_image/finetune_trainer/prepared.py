@@ -1,4 +1,4 @@
-"""What `prepare` leaves for `train` and `publish`: token ids of all records in flat files, index arrays for the splits, and one page about them.
+"""What `prepare` leaves for `train` and `publish`: token ids in flat files, index arrays for the splits, and one page.
 
 It decides the layout on disk. It knows nothing of sources, templates or models, and imports neither torch nor pyarrow.
 
@@ -96,7 +96,10 @@ class Table:
 
 
 class Split:
-    """One split. `split[i]` is `{"input_ids": int32[n], "loss_mask": bool[n]}` (sft) or `{"input_ids", "label": int}`; arrays are read-only views."""
+    """One split. `split[i]` is `{"input_ids": int32[n], "loss_mask": bool[n]}` (sft) or `{"input_ids", "label": int}`.
+
+    The arrays are read-only views of mapped files.
+    """
 
     def __init__(self, folder: Path, files: SplitFiles) -> None:
         self._table = Table(folder / files.table)
@@ -129,7 +132,7 @@ class Split:
 
     @cached_property
     def packs(self) -> list[Ints] | None:
-        """Indices of this split's records that share a row, one int32 array a pack; None where records are not packed."""
+        """Indices of this split's records that share a row, int32[any] a pack; None where records are not packed."""
         if self._packs is None:
             return None
         members = _mapped(self._packs.with_suffix(".members"), np.int32)
@@ -138,7 +141,7 @@ class Split:
 
 
 def read_prepared(workspace: Workspace) -> Prepared | None:
-    """The page of the workspace's prepared data; None where there is none, or one that this version does not understand."""
+    """The page of the workspace's prepared data; None where there is none that this version understands."""
     try:
         return Prepared.model_validate_json((workspace.prepared / PAGE).read_bytes())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a running stage says about itself: its progress in memory, and a thread that serves it as JSON and as Prometheus metrics.
+"""What a running stage says about itself: its progress, and a thread that serves it as JSON and as Prometheus metrics.
 
 It decides nothing about the run. Whatever asks, however often, must neither slow nor break the stage: an update is one
 assignment, the server runs in daemon threads, at most a few at once, and its errors end with the request.

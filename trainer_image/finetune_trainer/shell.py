@@ -120,7 +120,7 @@ def _ending(stage: Stage, error: BaseException) -> tuple[StageReport, ExitCode]:
 
 
 def _leave(ending: StageReport, workspace: Workspace | None, termination_log: Path | None) -> None:
-    """Write the report where the operator (or the command line) looks for it; failing to must not change the exit code."""
+    """Write the report where the operator (or the command line) looks for it; a failure to costs no exit code."""
     try:
         if termination_log is not None:
             termination_log.write_bytes(encoded(ending))  # a mount point: it cannot be replaced by a rename

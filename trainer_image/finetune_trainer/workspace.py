@@ -72,7 +72,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A draft folder that becomes `path` when the block ends well, replacing what was there; it is removed otherwise."""
+    """A draft folder that becomes `path`, replacing what was there, when the block ends well; else it is removed."""
     remove_drafts(path)
     draft = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     draft.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Which records share a row, so that rows are full: best-fit decreasing (Johnson 1973), at most 11/9 of the best possible.
+"""Which records share a row, so that rows are full: best-fit decreasing (Johnson 1973), 11/9 of the best at worst.
 
 It decides by length alone. Keeping the records of a row apart is the trainer's work.
 """

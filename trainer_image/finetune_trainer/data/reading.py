@@ -1,6 +1,6 @@
 """Reads the sources of one table from beginning to end: rows, records, texts, tokens, bytes on disk.
 
-It decides the size of a batch, what is counted and how progress is told. Memory holds one batch, whatever the size of the data.
+It decides the size of a batch, what is counted and how progress is told. Memory holds one batch, however long the data.
 """
 
 import logging

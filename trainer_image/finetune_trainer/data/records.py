@@ -49,8 +49,8 @@ class Shape:
 def shape_of(row: Mapping[str, Any], source: Source, field: str, name: str, objective: str) -> Shape:
     """The shape of a file's records, by its first row.
 
-    `field` is the source's place in the spec and `name` the file's name, for the message. Raises DatasetInvalid when the
-    columns make no record.
+    `field` is the source's place in the spec and `name` the file's name, for the message. Raises DatasetInvalid when
+    the columns make no record.
     """
     mapped = _mapped(source.columns)
     kinds = [kind for kind in OBJECTIVE_KINDS[objective] if mapped.keys() <= set(PARTS[kind]) | {"label"}]

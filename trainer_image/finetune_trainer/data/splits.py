@@ -14,7 +14,7 @@ Parts = NDArray[np.uint8]
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
 EXACT = 1_000_000
-"""Records up to which the parts have the exact size; of more, each record falls into a part by chance, so that memory stays flat."""
+"""Records up to which parts have the exact size; of more, each falls into one by chance, so that memory stays flat."""
 CHUNK = 250_000
 
 
@@ -32,7 +32,7 @@ def keys_of(identities: Keys, seed: int) -> Keys:
 
 
 def assigned(identities: Keys, labels: NDArray[np.int32] | None, seed: int, validation: float, test: float) -> Parts:
-    """The part of each record, uint8[n]: TRAIN, VALIDATION or TEST, by share of all records and, with labels, of each class.
+    """The part of each record, uint8[n]: TRAIN, VALIDATION or TEST, by share of all records, or of each class.
 
     A share above 0 gets a record at least, and every class keeps one for training. Raises TooFewError.
     """
@@ -40,7 +40,7 @@ def assigned(identities: Keys, labels: NDArray[np.int32] | None, seed: int, vali
     if validation == 0 and test == 0:
         return parts
     if len(identities) > EXACT:
-        for piece in _pieces(len(identities)):
+        for piece in pieces(len(identities)):
             parts[piece] = _by_chance(keys_of(identities[piece], seed), validation, test)
         return _with_every_class(parts, labels)
     keys = keys_of(np.asarray(identities), seed)
@@ -65,7 +65,7 @@ def shared(some: Keys, others: Keys) -> int:
     rounds = len(others) // EXACT + 1
     mine = np.asarray(some)
     found = np.zeros(len(mine), dtype=np.bool_)
-    for piece in _pieces(len(others), len(others) // rounds + 1):
+    for piece in pieces(len(others), len(others) // rounds + 1):
         found |= np.isin(mine, others[piece])
     return int(found.sum())
 
@@ -81,9 +81,9 @@ def _with_every_class(parts: Parts, labels: NDArray[np.int32] | None) -> Parts:
         return parts
     classes = int(labels.max()) + 1
     trained = np.zeros(classes, dtype=np.int64)
-    for piece in _pieces(len(parts)):
+    for piece in pieces(len(parts)):
         trained += np.bincount(labels[piece][parts[piece] == TRAIN], minlength=classes)
-    for piece in _pieces(len(parts)):
+    for piece in pieces(len(parts)):
         parts[piece][trained[labels[piece]] == 0] = TRAIN
     return parts
 
@@ -126,7 +126,7 @@ def _between_equals(ranked: Keys, start: int, cut: int) -> int:
 
 
 def _repeated_in(identities: Sequence[Keys], rounds: int, turn: int) -> int:
-    taken = [_taken(table[piece], rounds, turn) for table in identities for piece in _pieces(len(table))]
+    taken = [_taken(table[piece], rounds, turn) for table in identities for piece in pieces(len(table))]
     here = np.concatenate(taken) if taken else np.empty(0, dtype=np.uint64)
     return len(here) - len(np.unique(here))
 
@@ -135,5 +135,5 @@ def _taken(keys: Keys, rounds: int, turn: int) -> Keys:
     return np.asarray(keys) if rounds == 1 else keys[keys % np.uint64(rounds) == turn]
 
 
-def _pieces(total: int, size: int = CHUNK) -> Iterator[slice]:
+def pieces(total: int, size: int = CHUNK) -> Iterator[slice]:
     return (slice(start, min(start + size, total)) for start in range(0, total, size))

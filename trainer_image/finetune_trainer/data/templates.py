@@ -33,7 +33,7 @@ OPEN, CLOSE = "\ufdd0", "\ufdd1"
 
 
 class ChatTemplate:
-    """A compiled template. `place` is where it comes from, for messages; `tokens` are bos_token, eos_token and so on."""
+    """A compiled template. `place` is where it comes from, for messages; `tokens` are bos_token and so on."""
 
     def __init__(self, source: str, place: str, reason: Reason, tokens: Mapping[str, str]) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The model's tokenizer as files: loaded without transformers, which would import torch; its special tokens and its template.
+"""The model's tokenizer: loaded without transformers, which would import torch; its special tokens and its template.
 
 It decides which tokens end, begin and pad a text. It renders nothing.
 """
@@ -16,8 +16,9 @@ from finetune_trainer.data.templates import ChatTemplate
 from finetune_trainer.failures import Failure
 
 FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
-    "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+    "chat_template.json",
 )  # fmt: skip
 """Files that can belong to a tokenizer."""
 SOURCES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json")

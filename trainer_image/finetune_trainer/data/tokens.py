@@ -74,8 +74,8 @@ class Renderer:
         return text
 
     def _chat(self, record: Record) -> Text:
-        assert self._template is not None and record.messages is not None
-        return self._conversation(self._template, record.messages)
+        assert self._template is not None
+        return self._conversation(self._template, record.messages or [])
 
     def _prompt(self, record: Record) -> Text:
         assert record.prompt is not None
@@ -157,7 +157,7 @@ class Encoder:
         return (ids[:-count], mask[:-count]) if count else (ids, mask)
 
     def _ended(self, ids: NDArray[np.int32], mask: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Without what follows the last learnt token, and with an end that is learnt, unless the text brings its own."""
+        """Without what follows the last learnt token, and with an end that is learnt, unless it has one."""
         learnt = np.flatnonzero(mask)
         if not len(learnt):
             return ids[:0], mask[:0]

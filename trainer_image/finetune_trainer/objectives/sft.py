@@ -27,7 +27,8 @@ class SftTrainer(FineTuner):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.plain_head = _has_plain_head(self.model)
+        with self.autocast():
+            self.plain_head = _has_plain_head(self.model)
 
     @classmethod
     def head(cls, labels: tuple[str, ...]) -> Head:

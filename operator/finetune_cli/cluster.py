@@ -1,0 +1,151 @@
+"""What the command line asks a cluster: jobs, pods and logs, as plain JSON.
+
+It decides how a connection is found (as kubectl finds it) and how a refusal reads. The only module here that imports
+the Kubernetes client, and only when a verb needs it.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from finetune_api import labels
+
+Object = dict[str, Any]
+JOBS = f"/apis/{labels.API_VERSION}"
+CONNECT_SECONDS, READ_SECONDS = 5, 30
+LONGEST_LOG_LINE = 64 * 1024
+
+
+class ClusterError(Exception):
+    """The cluster cannot be asked, or refuses; the message says what to do."""
+
+
+class NotFoundError(ClusterError):
+    """There is no such object."""
+
+
+class Jobs(Protocol):
+    """What the verbs need of a cluster. All raise ClusterError."""
+
+    namespace: str
+    """The one to use unless told otherwise."""
+
+    def job(self, namespace: str, name: str) -> Object:
+        """One FineTuneJob; raises NotFoundError."""
+
+    def jobs(self, namespace: str | None) -> list[Object]:
+        """The FineTuneJobs of a namespace, or of all."""
+
+    def pods(self, namespace: str, selector: str) -> list[Object]:
+        """Pods whose labels match."""
+
+    def log(self, namespace: str, pod: str, follow: bool) -> Iterator[str]:
+        """The lines that the trainer in a pod has printed, and those to come if `follow`."""
+
+
+def connect(kubeconfig: str | None, context: str | None) -> "Cluster":
+    """Find a cluster as kubectl does: --kubeconfig, KUBECONFIG, ~/.kube/config, or the pod that we are in."""
+    import kubernetes
+    import yaml
+
+    config: Any = kubernetes.config  # ships no types
+    configuration = kubernetes.client.Configuration()
+    try:
+        if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+            config.load_incluster_config(client_configuration=configuration)
+            return Cluster(configuration, _own_namespace())
+        contexts, active = config.list_kube_config_contexts(kubeconfig)
+        config.load_kube_config(kubeconfig, context, client_configuration=configuration)
+    except (config.ConfigException, OSError, yaml.YAMLError, TypeError) as error:
+        raise ClusterError(f"no cluster to ask ({error}): set KUBECONFIG, or give --kubeconfig or --context") from None
+    chosen = next((found for found in contexts if found["name"] == context), active)
+    return Cluster(configuration, chosen["context"].get("namespace") or "default")
+
+
+def _own_namespace() -> str:
+    with open("/var/run/secrets/kubernetes.io/serviceaccount/namespace") as file:
+        return file.read().strip()
+
+
+class Cluster:
+    """A connection to one API server; implements Jobs."""
+
+    def __init__(self, configuration: Any, namespace: str) -> None:
+        from kubernetes import client
+
+        self.namespace = namespace
+        self._configuration = configuration
+        self._pool = client.ApiClient(configuration).rest_client.pool_manager
+
+    def job(self, namespace: str, name: str) -> Object:
+        return self._read(f"{JOBS}/namespaces/{namespace}/{labels.PLURAL}/{name}")
+
+    def jobs(self, namespace: str | None) -> list[Object]:
+        scope = f"/namespaces/{namespace}" if namespace else ""
+        found: list[Object] = self._read(f"{JOBS}{scope}/{labels.PLURAL}")["items"]
+        return found
+
+    def pods(self, namespace: str, selector: str) -> list[Object]:
+        found: list[Object] = self._read(f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector)["items"]
+        return found
+
+    def log(self, namespace: str, pod: str, follow: bool) -> Iterator[str]:
+        path = f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
+        response = self._request(path, {"container": labels.CONTAINER, "follow": str(follow).lower()}, follow)
+        rest = b""
+        for chunk in response.stream(LONGEST_LOG_LINE):
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from (line.decode(errors="replace") for line in lines)
+        if rest:
+            yield rest.decode(errors="replace")
+
+    def _read(self, path: str, **query: str) -> Object:
+        response = self._request(path, query, follow=False)
+        answer: Object = json.loads(response.data)
+        return answer
+
+    def _request(self, path: str, query: dict[str, str], follow: bool) -> Any:
+        """A GET whose status is good."""
+        import urllib3
+
+        timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=None if follow else READ_SECONDS)
+        url = self._configuration.host + path
+        try:
+            response = self._pool.request(
+                "GET", url, fields=query, headers=self._headers(), timeout=timeout, retries=False, preload_content=False
+            )
+            if response.status >= 400:
+                raise _refusal(response.status, response.read(), self._configuration.host)
+        except urllib3.exceptions.HTTPError as error:
+            host = self._configuration.host
+            raise ClusterError(f"cannot reach the cluster at {host} ({_cause(error)}): is it up?") from None
+        return response
+
+    def _headers(self) -> dict[str, str]:
+        token = self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        if not token and self._configuration.username:
+            token = self._configuration.get_basic_auth_token()
+        return {"Accept": "application/json"} | ({"Authorization": token} if token else {})
+
+
+def _refusal(status: int, body: bytes, host: str) -> ClusterError:
+    try:
+        answer = json.loads(body)
+        said, named = str(answer.get("message", "")), bool((answer.get("details") or {}).get("name"))
+    except (ValueError, AttributeError):
+        said, named = body[:300].decode(errors="replace"), False
+    if status == 404 and not named:
+        return ClusterError(
+            f"the cluster at {host} knows no FineTuneJobs: install the operator's chart, it brings the CRD"
+        )
+    if status == 404:
+        return NotFoundError(said)
+    if status in (401, 403):
+        return ClusterError(f"access denied: {said}")
+    return ClusterError(f"the cluster at {host} answered {status}: {said}")
+
+
+def _cause(error: Exception) -> str:
+    """The last part of a chain of reasons: `connection refused`, without the addresses of Python objects."""
+    return str(getattr(error, "reason", None) or error).rpartition("] ")[2].rpartition(">: ")[2]

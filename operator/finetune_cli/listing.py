@@ -1,0 +1,43 @@
+"""`finetune watch`: the table of jobs. Pure: from objects of the API server to what rich can print."""
+
+from datetime import datetime
+
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from finetune_api.job import FineTuneJob
+from finetune_api.reasons import Phase
+from finetune_cli import figures
+from finetune_cli.report import age_seconds, phase, progress_line
+
+BAR_WIDTH = 20
+ENDED = (Phase.SUCCEEDED, Phase.FAILED)
+
+
+def table(jobs: list[FineTuneJob], now: datetime, all_namespaces: bool = False) -> Table:
+    """One line a job: running ones first, then by name."""
+    names = ("name", "phase", "progress", "", "loss", "tokens/s", "left", "age")
+    found = Table(*(("namespace",) if all_namespaces else ()), *names, box=None, pad_edge=False, header_style="bold")
+    for job in sorted(jobs, key=lambda each: (each.status.phase in ENDED, each.metadata.namespace, each.metadata.name)):
+        progress = job.status.progress
+        percent = progress.percent if progress is not None else None
+        cells = [
+            Text(job.metadata.name, style="bold"),
+            phase(job.status.phase),
+            Text("") if percent is None else ProgressBar(total=100, completed=percent, width=BAR_WIDTH),
+            figures.MISSING if percent is None else f"{percent} %",
+            figures.loss(progress.loss if progress else None),
+            figures.count(progress.tokens_per_second if progress else None),
+            figures.duration(progress.eta_seconds if progress else None),
+            figures.duration(age_seconds(job.metadata.creation_timestamp, now)),
+        ]
+        found.add_row(*([job.metadata.namespace] if all_namespaces else []), *cells)
+    return found
+
+
+def line(job: FineTuneJob) -> str:
+    """The same for one job, without a terminal: `bot: Training, train, 12/120 (10 %), loss 2.314`."""
+    progress = job.status.progress
+    details = progress_line(progress) if progress is not None and job.status.phase not in ENDED else ""
+    return ", ".join(part for part in (f"{job.metadata.name}: {job.status.phase or 'Unseen'}", details) if part)

@@ -1,0 +1,158 @@
+"""Watching ends when the job does; what is not there is explained.
+
+The cluster is a script of answers, handed in through the constructor; the real one is in tests/integration.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from finetune_cli.cluster import ClusterError, NotFoundError
+from finetune_cli.follow import TIRED, Follower
+from rich.console import Console
+
+Answer = dict[str, Any] | Exception
+
+
+def a_body(phase: str | None, **status: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "bot", "namespace": "team", "uid": "u1"},
+        "spec": {
+            "model": {"uri": "hf://org/model"},
+            "dataset": {"train": [{"uri": "pvc://data/a.jsonl"}]},
+            "output": {"uri": "pvc://models/bot"},
+        },
+        "status": status | ({"phase": phase} if phase else {}),
+    }
+
+
+def a_pod(name: str, created: str, started: bool = True) -> dict[str, Any]:
+    state = {"running": {}} if started else {"waiting": {"reason": "ContainerCreating"}}
+    return {
+        "metadata": {"name": name, "creationTimestamp": created},
+        "status": {"containerStatuses": [{"name": "trainer", "state": state}]},
+    }
+
+
+@dataclass
+class Script:
+    """Answers in order, the last one for ever."""
+
+    answers: list[Answer]
+    pods_found: list[list[dict[str, Any]]] = field(default_factory=lambda: [[]])
+    logs: dict[str, list[str]] = field(default_factory=dict)
+    selectors: list[str] = field(default_factory=list)
+    namespace: str = "team"
+
+    def job(self, namespace: str, name: str) -> dict[str, Any]:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def jobs(self, namespace: str | None) -> list[dict[str, Any]]:
+        return [a_body("Training")]
+
+    def pods(self, namespace: str, selector: str) -> list[dict[str, Any]]:
+        self.selectors.append(selector)
+        return self.pods_found.pop(0) if len(self.pods_found) > 1 else self.pods_found[0]
+
+    def log(self, namespace: str, pod: str, follow: bool) -> Iterator[str]:
+        yield from self.logs[pod]
+
+
+def a_follower(script: Script, terminal: bool = False) -> tuple[Follower, io.StringIO]:
+    file = io.StringIO()
+    console = Console(file=file, width=120, force_terminal=terminal)
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    return Follower(script, "team", console, wait=lambda: None, now=lambda: now), file
+
+
+FAILED = {"type": "Failed", "status": "True", "reason": "OutOfMemory", "message": "exit code 137",
+          "lastTransitionTime": "2026-01-02T00:00:00Z"}  # fmt: skip
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(("phase", "code"), [("Succeeded", 0), ("Failed", 1)])
+def test_watching_one_job_ends_with_it(terminal: bool, phase: str, code: int) -> None:
+    """The exit code is the job's: 0 or 1."""
+    script = Script([a_body("Training"), a_body("Training"), a_body(phase, conditions=[FAILED] if code else [])])
+    follower, file = a_follower(script, terminal)
+
+    assert follower.watch("bot") == code
+    assert phase in file.getvalue()
+    assert ("microBatchSize" in file.getvalue()) == bool(code)
+
+
+def test_without_a_terminal_only_changes_are_printed() -> None:
+    """The same state twice is one line."""
+    follower, file = a_follower(Script([a_body("Training")] * 4 + [a_body("Succeeded")]))
+    follower.watch("bot")
+
+    assert file.getvalue().splitlines() == ["bot: Training", "bot: Succeeded"]
+
+
+def test_watching_bears_an_api_server_that_restarts() -> None:
+    """A refusal or two in between is not the end; one that lasts is."""
+    down = ClusterError("cannot reach the cluster")
+    follower, _ = a_follower(Script([a_body("Training"), down, down, a_body("Succeeded")]))
+    assert follower.watch("bot") == 0
+
+    follower, _ = a_follower(Script([a_body("Training")] + [down] * TIRED))
+    with pytest.raises(ClusterError, match="cannot reach"):
+        follower.watch("bot")
+
+
+def test_a_job_that_is_deleted_ends_the_watch() -> None:
+    """There is nothing left to see."""
+    follower, _ = a_follower(Script([a_body("Training"), a_body("Training"), NotFoundError("gone")]))
+
+    with pytest.raises(NotFoundError):
+        follower.watch("bot")
+
+
+def test_a_name_that_is_almost_right_is_guessed() -> None:
+    """`bott` is told of `bot`."""
+    follower, _ = a_follower(Script([NotFoundError("no")]))
+
+    with pytest.raises(NotFoundError, match="no FineTuneJob bott in namespace team: did you mean bot"):
+        follower.describe("bott")
+    with pytest.raises(NotFoundError, match="there are bot"):
+        follower.describe("xyz")
+
+
+def test_logs_are_those_of_the_newest_pod() -> None:
+    """Of this very job (by uid) and of the stage that was asked for."""
+    pods = [a_pod("old", "2026-01-01T00:00:00Z"), a_pod("new", "2026-01-01T00:01:00Z")]
+    script = Script([a_body("Training")], [pods], {"new": ["one", "[two]"], "old": ["never"]})
+    follower, file = a_follower(script)
+
+    assert follower.logs("bot", "train", follow=False) == 0
+    assert file.getvalue().splitlines() == ["one", "[two]"]
+    assert set(script.selectors[0].split(",")) == {
+        "finetune.dev/job=bot", "finetune.dev/job-uid=u1", "finetune.dev/stage=train"}  # fmt: skip
+
+
+def test_logs_without_a_pod_say_so() -> None:
+    """Exit code 1 and the phase, which tells why."""
+    follower, _ = a_follower(Script([a_body("Queued")]))
+
+    assert follower.logs("bot", None, follow=False) == 1
+
+
+def test_following_logs_waits_for_the_pod_and_goes_on_to_the_next_stage() -> None:
+    """Until the job has ended and its last pod was printed."""
+    first, second = a_pod("prepare", "2026-01-01T00:00:00Z"), a_pod("train", "2026-01-01T00:01:00Z")
+    waiting = a_pod("prepare", "2026-01-01T00:00:00Z", started=False)
+    script = Script(
+        [a_body("Preparing")] * 4 + [a_body("Succeeded")],
+        [[], [waiting], [first], [first, second]],
+        {"prepare": ["p"], "train": ["t"]},
+    )
+    follower, file = a_follower(script)
+
+    assert follower.logs("bot", None, follow=True) == 0
+    assert file.getvalue().splitlines() == ["p", "t"]

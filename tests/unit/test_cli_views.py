@@ -1,0 +1,215 @@
+"""What people see of a job: figures, live progress, the summary of a run, the table of jobs, the description of one."""
+
+import io
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from finetune_api.events import ProgressReport
+from finetune_api.job import FineTuneJob
+from finetune_api.reasons import NEXT_STEP, Reason
+from finetune_api.status import Artifact, Data, EvaluationResult, Metrics, Plan, Sample
+from finetune_cli import figures, listing, summary
+from finetune_cli.cluster import ClusterError
+from finetune_cli.live import Bar, Lines, Pace, description, display
+from finetune_cli.report import description as described
+from finetune_cli.report import parsed
+from rich.console import Console, RenderableType
+
+NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
+
+
+def text(*renderables: RenderableType) -> str:
+    console = Console(file=io.StringIO(), width=120, color_system=None)
+    console.print(*renderables)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def a_body(name: str = "bot", **status: Any) -> dict[str, Any]:
+    """An object as the API server returns it."""
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name, "namespace": "team", "uid": "u", "creationTimestamp": "2026-01-02T11:00:00Z"},
+        "spec": {
+            "model": {"uri": "hf://org/model"},
+            "dataset": {"train": [{"uri": "pvc://data/a.jsonl"}]},
+            "output": {"uri": "pvc://models/bot"},
+        },
+        "status": status,
+    }
+
+
+def a_job(name: str = "bot", **status: Any) -> FineTuneJob:
+    return parsed(a_body(name, **status))
+
+
+TRAINING = {"stage": "train", "step": 12, "totalSteps": 120, "percent": 10, "loss": 2.3141, "tokensPerSecond": 1234.5,
+            "etaSeconds": 80}  # fmt: skip
+FAILED = {"type": "Failed", "status": "True", "reason": "DatasetInvalid", "message": "train.jsonl:70001: not JSON",
+          "lastTransitionTime": "2026-01-02T11:59:00Z"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"),
+    [(None, "–"), (-1, "0 s"), (45.4, "45 s"), (200, "3 m 20 s"), (7500, "2 h 05 m"), (273600, "3 d 04 h")],
+)
+def test_durations_have_two_units(seconds: float | None, written: str) -> None:
+    """Precise enough, and never longer than a column."""
+    assert figures.duration(seconds) == written
+
+
+@pytest.mark.parametrize(
+    ("number", "written"), [(None, "–"), (0, "0"), (950, "950"), (999.6, "1.0 k"), (12345, "12.3 k"), (134.5e6, "134 M")]
+)
+def test_counts_are_scaled(number: float | None, written: str) -> None:
+    """Three digits and a letter."""
+    assert figures.count(number) == written
+
+
+def test_bytes_have_their_unit() -> None:
+    """Decimal, as storage is sold."""
+    assert figures.size(210_000) == "210 kB"
+
+
+def test_progress_is_one_line() -> None:
+    """Step, losses, rate and time left; the activity where it is not training."""
+    report = ProgressReport(
+        stage="train", activity="training", step=12, total_steps=120, loss=2.31412, eval_loss=2.4, tokens_per_second=1234
+    )
+
+    assert description(report, 80) == "12/120 · loss 2.314 · eval 2.4 · 1.2 k tokens/s · 1 m 20 s left"
+    assert description(ProgressReport(stage="prepare", activity="reading", step=7), None) == "reading · 7"
+
+
+def test_time_left_counts_from_the_first_step_of_this_process() -> None:
+    """After a resume at step 100, the 100 steps of earlier processes and the start are not counted."""
+    pace = Pace()
+    loading = ProgressReport(stage="train", activity="loading", step=0, total_steps=200)
+    at = [ProgressReport(stage="train", activity="training", step=step, total_steps=200) for step in (100, 110)]
+
+    assert pace.seconds_left(loading, 0) is None
+    assert pace.seconds_left(at[0], 50) is None
+    assert pace.seconds_left(at[1], 70) == pytest.approx(180)
+
+
+def test_lines_come_only_with_news() -> None:
+    """Without a terminal: a line when the activity changes, every tenth of the work, and every quarter of a minute."""
+    console = Console(file=io.StringIO(), width=120)
+    with Lines(console, "train") as shown:
+        for step, now in [(0, 0), (1, 1), (9, 2), (10, 3), (11, 4), (12, 20)]:
+            shown.show(ProgressReport(stage="train", activity="training", step=step, total_steps=100), now)
+        shown.show(ProgressReport(stage="train", activity="done", step=100, total_steps=100), 30)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+    assert [line.split(" ")[1] for line in lines] == ["0/100", "10/100", "12/100"]
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    """And a pipe gets lines."""
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with display(terminal, "train") as shown:
+        assert isinstance(shown, Bar)
+        shown.show(ProgressReport(stage="train", activity="training", step=5, total_steps=10, loss=1.5), 1)
+
+    assert "5/10 · loss 1.5" in terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert isinstance(display(Console(file=io.StringIO()), "train"), Lines)
+
+
+def test_results_show_before_and_after() -> None:
+    """Only metrics that were measured have a row."""
+    shown = text(summary.results(EvaluationResult(base=Metrics(loss=2.5, accuracy=0.25), tuned=Metrics(loss=1.25, accuracy=0.9))))
+
+    assert [line.split() for line in shown.splitlines()] == [
+        ["held-out", "(test)", "before", "after"],
+        ["loss", "2.5", "1.25"],
+        ["accuracy", "25.0", "%", "90.0", "%"],
+    ]
+
+
+def test_answers_are_never_markup() -> None:
+    """A model may answer anything, brackets included."""
+    shown = text(summary.answers(Sample(prompt="p", before="[red]b[/red]", after="x" * 400)))
+
+    assert "[red]b[/red]" in shown
+    assert "…" in shown
+
+
+def test_data_and_plan_are_a_line_each() -> None:
+    """The numbers that tell whether the run is what was meant."""
+    data = Data(train_examples=2839, validation_examples=59, tokens=412_345, truncated=3, dropped=0)
+    plan = Plan(total_parameters=135_400_000, trainable_parameters=921_600, total_steps=30, micro_batch_size=8,
+                gradient_accumulation=2, learning_rate=2e-4)  # fmt: skip
+
+    assert summary.data_line(data) == "2,839 train and 59 validation records, 412 k tokens; 3 cut"
+    assert summary.plan_line(plan) == (
+        "922 k of 135 M parameters move (0.7 %), 30 steps of 8 × 2 records, learning rate 0.0002"
+    )
+    assert summary.data_line(Data()) == "no records"
+    assert summary.plan_line(Plan()) == ""
+
+
+@pytest.mark.parametrize("reason", list(NEXT_STEP))
+def test_every_failure_ends_with_the_next_step(reason: Reason) -> None:
+    """Once: also when the message says it already."""
+    step = NEXT_STEP[reason]
+
+    assert text(summary.failure("failed", "why", str(reason))).replace("\n", " ").count(step.split(":")[0]) == 1
+    assert text(summary.failure("failed", f"why. {step}", reason)).replace("\n", " ").count(step.split(":")[0]) == 1
+
+
+def test_the_table_has_a_line_a_job() -> None:
+    """Running jobs first; a job that no operator has seen says so."""
+    jobs = [a_job("old", phase="Succeeded"), a_job("new"), a_job("busy", phase="Training", progress=TRAINING)]
+    lines = text(listing.table(jobs, NOW)).splitlines()
+
+    assert [line.split()[0] for line in lines[1:]] == ["busy", "new", "old"]
+    assert lines[1].split()[-11:] == ["10", "%", "2.314", "1.2", "k", "1", "m", "20", "s", "1", "h"][-11:] or "10 %" in lines[1]
+    assert "not seen by an operator yet" in lines[2]
+    assert "team" in text(listing.table(jobs, NOW, all_namespaces=True))
+
+
+def test_a_line_says_the_same_without_a_terminal() -> None:
+    """One job, one line, and no figures of a run that is over."""
+    assert listing.line(a_job(phase="Training", progress=TRAINING)) == (
+        "bot: Training, train, 12/120 (10 %), loss 2.314, 1.2 k tokens/s, 1 m 20 s left"
+    )
+    assert listing.line(a_job(phase="Succeeded", progress=TRAINING)) == "bot: Succeeded"
+
+
+def test_the_description_of_a_failed_job_tells_why_and_what_next() -> None:
+    """Reason, message and the next step stand above the conditions."""
+    shown = text(described(a_job(phase="Failed", conditions=[FAILED]), NOW))
+
+    assert "failed: DatasetInvalid" in shown
+    assert "train.jsonl:70001: not JSON" in shown
+    assert NEXT_STEP[Reason.DATASET_INVALID] in shown
+
+
+def test_the_description_of_a_finished_job_has_the_result() -> None:
+    """Spec in short, records, metrics, attempts, artifact and digest."""
+    shown = text(
+        described(
+            a_job(
+                phase="Succeeded",
+                data={"trainExamples": 10},
+                evaluation={"split": "test", "base": {"loss": 2.5}, "tuned": {"loss": 1.25}},
+                attempts=[{"number": 1, "pod": "bot-u-train-x", "fromStep": 0, "toStep": 120, "reason": "Succeeded"}],
+                artifact=Artifact(uri="pvc://models/bot", digest="sha256:abc", size_bytes=5, kind="adapter").to_wire(),
+                usage={"activeSeconds": 100, "gpuSeconds": 100},
+            ),
+            NOW,
+        )
+    )
+
+    for part in ("sft with lora, 1 × nvidia.com/gpu", "10 train records", "sha256:abc", "0 → 120", "1 m 40 s of GPU", "1.25"):
+        assert part in shown
+
+
+def test_an_object_of_another_version_is_no_traceback() -> None:
+    """A field that this version does not know is named."""
+    body = a_body()
+    body["spec"]["novel"] = {}
+
+    with pytest.raises(ClusterError, match=r"bot: cannot read spec\.novel"):
+        parsed(body)

@@ -1,0 +1,298 @@
+"""The dataset of a run, made once: its tables, its splits, its packs, and the page about them.
+
+It decides the order of the work, what the data's key and fingerprint cover, and what makes a dataset unusable as a
+whole. It knows no file format and no template; those are in `data`.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune_api.reasons import Reason
+from finetune_api.run import Run
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Data
+from finetune_trainer.base_model import BaseModel
+from finetune_trainer.data import sources, splits
+from finetune_trainer.data.faults import Faults
+from finetune_trainer.data.packing import packed
+from finetune_trainer.data.reading import Labels, OpenSource, Reader, TableReader, Tally
+from finetune_trainer.data.table import TableWriter
+from finetune_trainer.data.tokenizer import ModelTokenizer, save
+from finetune_trainer.data.tokens import Encoder
+from finetune_trainer.failures import Failure
+from finetune_trainer.prepared import TOKENIZER, Prepared, Split, SplitFiles, SplitName, Table, write_page
+from finetune_trainer.report import Progress
+from finetune_trainer.workspace import Workspace, new_folder
+
+log = logging.getLogger(__name__)
+
+LAYOUT = 1
+"""Version of what is made of the same input: raise it when that changes."""
+FEW = 20
+"""Records below which held-out figures say little."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """One preparation and all that it needs."""
+
+    run: Run
+    spec: FineTuneJobSpec
+    workspace: Workspace
+    progress: Progress
+    model: BaseModel
+    tokenizer: ModelTokenizer
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a record, within what the model can read."""
+        longest = self.model.longest_input
+        return self.spec.training.max_length if longest is None else min(self.spec.training.max_length, longest)
+
+    @property
+    def packing(self) -> bool:
+        wish, sft = self.spec.dataset.packing, self.spec.objective.sft is not None
+        return sft and (wish == "always" or (wish == "auto" and self.spec.resources.gpus > 0))
+
+    @property
+    def declared_labels(self) -> list[str] | None:
+        """The classes that the spec names; [] where the objective has none, None where the data will tell."""
+        classification = self.spec.objective.classification
+        return [] if classification is None else classification.labels
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who listens while the data is read."""
+
+    labels_known: Callable[[list[str]], None]
+    """Told the classes as soon as they are settled."""
+    check: Callable[[], None]
+    """Called now and then; raises what has failed elsewhere."""
+
+
+def data_key(job: Preparation) -> str:
+    """Covers all that shapes the data, with stamps of the sources in place of their content: they are not read yet."""
+    stamps = [sources.stamp(job.run, place) for place in sources.placed(job.spec.dataset)]
+    return sha256_of({"shape": _shape(job), "dataset": job.spec.dataset.to_wire(), "stamps": stamps})
+
+
+def prepared_data(job: Preparation, key: str, watch: Watch) -> Prepared:
+    """Read everything, split it and put it on the workspace; returns its page, without a plan."""
+    labels = None if job.spec.objective.classification is None else Labels(job.declared_labels)
+    opened = _opened(job)
+    with new_folder(job.workspace.prepared) as draft:
+        tallies, digests = _tables(job, draft, opened, labels, watch)
+        names = [] if labels is None else labels.names
+        files = _splits(job, draft, tallies)
+        if job.packing:
+            files["train"] = _packed(draft, files["train"], job.max_length)
+        save(job.model.folder, job.tokenizer, draft / TOKENIZER)
+        data = _data(draft, files, tallies, names, _fingerprint(job, digests, names))
+        page = _page(job, key, files, data, names, tallies["train"])
+        for left in draft.glob("*.identities"):
+            left.unlink()
+        write_page(draft, page)
+    return page
+
+
+def sha256_of(content: Any) -> str:
+    """sha256 of JSON-ready `content`, the same for equal content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _opened(job: Preparation) -> dict[SplitName, list[OpenSource]]:
+    """The sources of each table, their files on this machine."""
+    opened: dict[SplitName, list[OpenSource]] = {}
+    for place in sources.placed(job.spec.dataset):
+        opened.setdefault(place.split, []).append(OpenSource(place, sources.files(job.run, job.workspace, place)))
+    return opened
+
+
+def _tables(
+    job: Preparation, draft: Path, opened: dict[SplitName, list[OpenSource]], labels: Labels | None, watch: Watch
+) -> tuple[dict[SplitName, Tally], list[str]]:
+    """Fill one table for each split that has sources of its own; returns what became of the records, and digests."""
+    if job.max_length < job.spec.training.max_length:
+        log.info("the model reads at most %d tokens: longer records are cut there", job.max_length)
+    reader = _reader(job, labels, watch)
+    tallies: dict[SplitName, Tally] = {}
+    digests = []
+    for name, mine in opened.items():
+        with TableWriter(draft / name, labelled=labels is not None) as writer:
+            tallies[name] = TableReader(reader, writer).read(mine)
+        _check_table(job, name, tallies[name], writer)
+        digests.append(writer.digest)
+        if labels is not None and name == "train":
+            _check_classes(labels)
+            labels.close()
+            watch.labels_known(labels.names)
+    if labels is not None:
+        for name in opened:
+            _renumber(draft / f"{name}.labels", labels.places)
+    return tallies, digests
+
+
+def _reader(job: Preparation, labels: Labels | None, watch: Watch) -> Reader:
+    sft = job.spec.objective.sft
+    return Reader(
+        objective=job.spec.objective.kind,
+        tokenizer=job.tokenizer,
+        encoder=Encoder(job.tokenizer, job.max_length),
+        labels=labels,
+        loss_on_all=sft is not None and sft.loss_on == "all",
+        faults=Faults(job.workspace.bad_records),
+        progress=job.progress,
+        check=watch.check,
+    )
+
+
+def _check_table(job: Preparation, name: str, tally: Tally, writer: TableWriter) -> None:
+    if writer.records == 0:
+        why = "the data is empty"
+        if tally.read:
+            why = f"of {tally.read} read, none has anything to learn from within {job.max_length} tokens"
+        raise Failure(Reason.DATASET_INVALID, f"spec.dataset.{name} has no usable record: {why}")
+    vocabulary = (job.model.config.get("text_config") or job.model.config).get("vocab_size")
+    if isinstance(vocabulary, int) and writer.highest >= vocabulary:
+        told = f"its tokenizer makes token {writer.highest}, and its embeddings end at {vocabulary - 1}"
+        raise Failure(Reason.MODEL_INVALID, f"spec.model.uri: {job.model.name}: {told}")
+
+
+def _check_classes(labels: Labels) -> None:
+    found = [name for name, number in labels.counts.items() if number]
+    if len(found) < 2:
+        told = f"all records have the label {found[0]!r}: classification needs two classes or more"
+        raise Failure(Reason.DATASET_INVALID, f"spec.dataset.train: {told}")
+    absent = [name for name, number in labels.counts.items() if not number]
+    if absent:
+        log.warning("no training record has the label %s: it cannot be learnt", ", ".join(absent[:10]))
+
+
+def _renumber(path: Path, places: list[int]) -> None:
+    """Give the class ids of a table, which were handed out in the order of reading, their final values."""
+    values = np.memmap(path, dtype=np.int32, mode="r+")
+    final = np.array(places, dtype=np.int32)
+    for piece in splits.pieces(len(values)):
+        values[piece] = final[values[piece]]
+    values.flush()
+
+
+def _splits(job: Preparation, draft: Path, tallies: dict[SplitName, Tally]) -> dict[str, SplitFiles]:
+    """Decide which records are in which split."""
+    dataset = job.spec.dataset
+    files = {name: SplitFiles(table=name) for name in tallies}
+    for name in files.keys() - {"train"}:
+        _tell_shared(draft, name)
+    shares = {"validation": dataset.validation.fraction or 0.0, "test": dataset.test.fraction or 0.0}
+    if not any(shares.values()):
+        return dict(files)
+    parts = _parts(draft, job.spec.training.seed, shares)
+    numbers = {"train": splits.TRAIN, "validation": splits.VALIDATION, "test": splits.TEST}
+    halves = {name: number for name, number in numbers.items() if name == "train" or shares[name]}
+    for name, number in halves.items():
+        _write_rows(draft / f"{name}.rows", parts, number)
+    return {**files, **{name: SplitFiles(table="train", rows=f"{name}.rows") for name in halves}}
+
+
+def _parts(draft: Path, seed: int, shares: dict[str, float]) -> splits.Parts:
+    table = Table(draft / "train")
+    try:
+        parts = splits.assigned(_identities(draft, "train"), table.labels, seed, **shares)
+    except splits.TooFewError:
+        message = (
+            f"spec.dataset.train: {len(table)} usable records are too few to hold some out: "
+            "add records, or set spec.dataset.validation.fraction and spec.dataset.test.fraction to 0"
+        )
+        raise Failure(Reason.DATASET_INVALID, message) from None
+    if len(table) < FEW:
+        log.warning("only %d records: what is held out is too little to judge by", len(table))
+    return parts
+
+
+def _write_rows(path: Path, parts: splits.Parts, part: int) -> None:
+    with path.open("wb") as file:
+        for piece in splits.pieces(len(parts)):
+            file.write((np.flatnonzero(parts[piece] == part) + piece.start).astype(np.int32).tobytes())
+
+
+def _tell_shared(draft: Path, name: str) -> None:
+    found = splits.shared(_identities(draft, name), _identities(draft, "train"))
+    if found:
+        log.warning("%d records of spec.dataset.%s are in the training data too: its figures will flatter", found, name)
+
+
+def _packed(draft: Path, files: SplitFiles, capacity: int) -> SplitFiles:
+    packs = packed(Split(draft, files).lengths, capacity)
+    np.concatenate(packs).tofile(draft / "train.members")
+    np.cumsum([len(pack) for pack in packs], dtype=np.int64).tofile(draft / "train.ends")
+    return files.model_copy(update={"packs": "train"})
+
+
+def _data(
+    draft: Path, files: dict[str, SplitFiles], tallies: dict[SplitName, Tally], names: list[str], fingerprint: str
+) -> Data:
+    sizes = {name: len(Split(draft, split)) for name, split in files.items()}
+    packs = draft / "train.ends"
+    return Data(
+        train_examples=sizes["train"],
+        validation_examples=sizes.get("validation"),
+        test_examples=sizes.get("test"),
+        tokens=sum(len(Table(draft / name).ids) for name in tallies),
+        truncated=sum(tally.truncated for tally in tallies.values()),
+        dropped=sum(tally.dropped for tally in tallies.values()),
+        duplicates=splits.repeated([_identities(draft, name) for name in tallies]),
+        labels=len(names) or None,
+        packed_rows=packs.stat().st_size // 8 if files["train"].packs else None,
+        fingerprint=fingerprint,
+    )
+
+
+def _page(
+    job: Preparation, key: str, files: dict[str, SplitFiles], data: Data, names: list[str], tally: Tally
+) -> Prepared:
+    return Prepared(
+        data_key=key,
+        objective=job.spec.objective.kind,
+        record_kind=sorted(tally.kinds)[0],
+        data=data,
+        labels=names,
+        max_length=job.max_length,
+        model_path=str(job.model.folder),
+        model_revision=job.model.revision,
+        model_stamp=job.model.stamp,
+        eos_token_id=job.tokenizer.eos,
+        pad_token_id=job.tokenizer.pad,
+        packing=job.packing,
+        splits=files,
+    )
+
+
+def _identities(draft: Path, table: str) -> splits.Keys:
+    return np.memmap(draft / f"{table}.identities", dtype=np.uint64, mode="r")
+
+
+def _shape(job: Preparation) -> dict[str, Any]:
+    """What decides how records become tokens."""
+    return {
+        "layout": LAYOUT,
+        "objective": job.spec.objective.to_wire(),
+        "seed": job.spec.training.seed,
+        "maxLength": job.max_length,
+        "packing": job.packing,
+        "tokenizer": hashlib.sha256(job.tokenizer.backend.to_str().encode()).hexdigest(),
+        "tokens": job.tokenizer.tokens,
+        "template": job.tokenizer.template_source,
+    }
+
+
+def _fingerprint(job: Preparation, digests: list[str], names: list[str]) -> str:
+    shares = {name: getattr(job.spec.dataset, name).fraction for name in ("validation", "test")}
+    return "sha256:" + sha256_of({"shape": _shape(job), "tables": digests, "labels": names, "shares": shares})
