@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/operator_burst.py [--jobs 300 1000] [--rounds 3]
 
-A bare client creates the same jobs and sends the same writes for each (run, workspace, first Job, status), as many at a
-time as the operator has workers. Both are timed from the first job's creation until every Job exists and every status is
+A bare client creates the same jobs and sends the same writes for each (run, workspace, first Job, status), as many
+at a time as the operator has workers. Both are timed from the first job's creation until every Job exists and every status is
 written, in turns, so that a noisy machine is noisy for both. Prints Markdown.
 """
 
@@ -27,7 +27,6 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "crds", "operator")]
 
 from cluster.control_plane import ControlPlane, free_port  # noqa: E402
-
 from finetune_api import labels  # noqa: E402
 from finetune_operator.cluster import Cluster, Kind, connect  # noqa: E402
 from finetune_operator.facts import Observed  # noqa: E402
@@ -35,6 +34,7 @@ from finetune_operator.observe import FINETUNE_JOBS, JOBS, observe  # noqa: E402
 from finetune_operator.plan import plan  # noqa: E402
 from finetune_operator.reconcile import KINDS, MANAGER, StatusWriter  # noqa: E402
 from finetune_operator.settings import Settings  # noqa: E402
+from integration.kubelet import install_definition  # noqa: E402
 
 Object = dict[str, Any]
 
@@ -175,8 +175,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with ControlPlane() as plane:
-        plane.kubectl("apply", "--server-side", "-f", str(ROOT / "crds/finetunejobs.yaml"))
-        plane.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev", "--timeout=30s")
+        install_definition(plane)
         os.environ["KUBECONFIG"] = str(plane.kubeconfig)
         asyncio.run(measure(options.jobs, options.rounds, plane.kubeconfig))
 

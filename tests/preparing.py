@@ -1,4 +1,4 @@
-"""What the tests of the prepare stage share: a model folder made without torch, a run, and a parameter count that costs nothing."""
+"""What tests of the prepare stage share: a model folder made without torch, a run, and a count that costs nothing."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,9 @@ def model(folder: Path, template: str | None = CHATML, tokenizer: Tokenizer | No
     (tokenizer or byte_tokenizer()).save(str(folder / "tokenizer.json"))
     special = {"pad_token": PAD, "bos_token": START, "eos_token": END}
     write_json(folder / "tokenizer_config.json", special | ({"chat_template": template} if template else {}))
-    write_json(folder / "config.json", {"model_type": "llama", "vocab_size": 300, "max_position_embeddings": 4096} | config)
+    write_json(
+        folder / "config.json", {"model_type": "llama", "vocab_size": 300, "max_position_embeddings": 4096} | config
+    )
     save_file({"weight": np.ones(4, dtype=np.float32)}, folder / "model.safetensors")
     return folder
 
@@ -71,7 +73,9 @@ class Count:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         pass
 
     def ask(self, labels: list[str]) -> None:

@@ -7,6 +7,7 @@ the Kubernetes client, and only when a verb needs it.
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from finetune_api import labels
@@ -14,7 +15,7 @@ from finetune_api import labels
 Object = dict[str, Any]
 JOBS = f"/apis/{labels.API_VERSION}"
 CONNECT_SECONDS, READ_SECONDS = 5, 30
-LONGEST_LOG_LINE = 64 * 1024
+LOG_CHUNK = 64 * 1024
 
 
 class ClusterError(Exception):
@@ -51,12 +52,13 @@ def connect(kubeconfig: str | None, context: str | None) -> "Cluster":
 
     config: Any = kubernetes.config  # ships no types
     configuration = kubernetes.client.Configuration()
+    file = kubeconfig or os.environ.get("KUBECONFIG") or None
     try:
-        if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+        if file is None and "KUBERNETES_SERVICE_HOST" in os.environ:
             config.load_incluster_config(client_configuration=configuration)
             return Cluster(configuration, _own_namespace())
-        contexts, active = config.list_kube_config_contexts(kubeconfig)
-        config.load_kube_config(kubeconfig, context, client_configuration=configuration)
+        contexts, active = config.list_kube_config_contexts(file)
+        config.load_kube_config(file, context, client_configuration=configuration)
     except (config.ConfigException, OSError, yaml.YAMLError, TypeError) as error:
         raise ClusterError(f"no cluster to ask ({error}): set KUBECONFIG, or give --kubeconfig or --context") from None
     chosen = next((found for found in contexts if found["name"] == context), active)
@@ -92,35 +94,46 @@ class Cluster:
 
     def log(self, namespace: str, pod: str, follow: bool) -> Iterator[str]:
         path = f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
-        response = self._request(path, {"container": labels.CONTAINER, "follow": str(follow).lower()}, follow)
-        rest = b""
-        for chunk in response.stream(LONGEST_LOG_LINE):
-            *lines, rest = (rest + chunk).split(b"\n")
-            yield from (line.decode(errors="replace") for line in lines)
-        if rest:
-            yield rest.decode(errors="replace")
+        with self._reached():
+            response = self._request(path, {"container": labels.CONTAINER, "follow": str(follow).lower()}, follow)
+            rest = b""
+            for chunk in response.stream(LOG_CHUNK):
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from (line.decode(errors="replace") for line in lines)
+            if rest:
+                yield rest.decode(errors="replace")
 
     def _read(self, path: str, **query: str) -> Object:
-        response = self._request(path, query, follow=False)
-        answer: Object = json.loads(response.data)
+        with self._reached():
+            response = self._request(path, query, follow=False)
+            answer: Object = json.loads(response.read())
         return answer
 
     def _request(self, path: str, query: dict[str, str], follow: bool) -> Any:
-        """A GET whose status is good."""
+        """A GET whose status is good; its body is still to be read."""
         import urllib3
 
         timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=None if follow else READ_SECONDS)
         url = self._configuration.host + path
-        try:
-            response = self._pool.request(
-                "GET", url, fields=query, headers=self._headers(), timeout=timeout, retries=False, preload_content=False
-            )
-            if response.status >= 400:
-                raise _refusal(response.status, response.read(), self._configuration.host)
-        except urllib3.exceptions.HTTPError as error:
-            host = self._configuration.host
-            raise ClusterError(f"cannot reach the cluster at {host} ({_cause(error)}): is it up?") from None
+        response = self._pool.request(
+            "GET", url, fields=query, headers=self._headers(), timeout=timeout, retries=False, preload_content=False
+        )
+        if response.status >= 400:
+            raise _refusal(response.status, response.read(), self._configuration.host)
         return response
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Turns what the network does into a ClusterError."""
+        import urllib3
+
+        host = self._configuration.host
+        try:
+            yield
+        except urllib3.exceptions.HTTPError as error:
+            raise ClusterError(f"cannot reach the cluster at {host} ({_cause(error)}): is it up?") from None
+        except ValueError:
+            raise ClusterError(f"{host} does not answer as an API server does: is the address right?") from None
 
     def _headers(self) -> dict[str, str]:
         token = self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
@@ -147,5 +160,6 @@ def _refusal(status: int, body: bytes, host: str) -> ClusterError:
 
 
 def _cause(error: Exception) -> str:
-    """The last part of a chain of reasons: `connection refused`, without the addresses of Python objects."""
-    return str(getattr(error, "reason", None) or error).rpartition("] ")[2].rpartition(">: ")[2]
+    """The last part of a chain of reasons: `Connection refused`, without the addresses of Python objects."""
+    text = str(getattr(error, "reason", None) or error)
+    return text.rpartition("] ")[2].rpartition(">: ")[2] or type(error).__name__

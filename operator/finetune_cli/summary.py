@@ -100,7 +100,7 @@ def next_step(reason: Reason | str | None) -> str:
 
 
 def indented(renderable: Table | Text) -> Padding:
-    return Padding(renderable, (0, 0, 0, 2))
+    return Padding(renderable, (0, 0, 0, 2), expand=False)
 
 
 def _shortened(text: str) -> str:

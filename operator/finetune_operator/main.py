@@ -7,8 +7,9 @@ others keep their state in annotations and finalizers of the user's objects. Thi
 import asyncio
 import logging
 import random
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from time import monotonic
 from typing import Any
 
@@ -16,6 +17,7 @@ import aiohttp
 import kopf
 
 from finetune_api import labels
+from finetune_api.reasons import Phase
 from finetune_operator import lease, logs, metrics, probes, watches
 from finetune_operator.cluster import ApiError, Cluster, NoCluster, NotFound, connect
 from finetune_operator.lease_store import LeaseObject
@@ -28,6 +30,7 @@ from finetune_operator.settings import Settings, parse
 
 log = logging.getLogger(__name__)
 
+OVER = (Phase.SUCCEEDED, Phase.FAILED)
 RECONCILE_SECONDS = 60
 """A pass that takes longer hangs: it is ended and tried again."""
 
@@ -50,6 +53,7 @@ class Operator:
         self._settings = settings
         self._queue: WorkQueue[Key] = WorkQueue(monotonic)
         self._seen: dict[Key, tuple[str, int, bool]] = {}
+        self._live: set[Key] = set()
 
     async def run(self) -> bool:
         """Serve, if need be after waiting for the lead; False when the lead was lost."""
@@ -58,9 +62,10 @@ class Operator:
             return True
         store = LeaseObject(self._cluster, self._settings.lease_namespace, self._settings.lease_name)
         elector = lease.Elector(store, self._settings.identity)
-        kept = await elector.lead(self._serve)
-        await elector.release()
-        return kept
+        try:
+            return await elector.lead(self._serve)
+        finally:
+            await elector.release()
 
     async def _serve(self) -> None:
         metrics.leading.set(1)
@@ -68,7 +73,7 @@ class Operator:
         writer = StatusWriter(self._cluster)
         async with page_session() as pages, asyncio.TaskGroup() as group:
             reader = ProgressReader(pages, self._settings, writer.progress, self._queue.add)
-            reconciler = Reconciler(self._cluster, self._settings, reader, writer)
+            reconciler = Reconciler(self._cluster, self._settings, reader, writer, self._forget)
             background = [
                 self._queue.keep_time(),
                 self._sweep(),
@@ -98,21 +103,26 @@ class Operator:
 
         @kopf.on.event(labels.GROUP, labels.VERSION, labels.PLURAL, registry=registry)
         async def event(type: str | None, body: kopf.Body, **_: Any) -> None:
-            self._take(type, body.metadata)
+            self._take(type, body["metadata"], body.get("status", {}).get("phase"))
 
         return registry
 
-    def _take(self, type: str | None, metadata: Any) -> None:
+    def _take(self, type: str | None, metadata: Mapping[str, Any], phase: str | None) -> None:
         """Queue a job that is new, was edited, or is seen in a list. Our own status writes change no generation."""
         key = (metadata["namespace"], metadata["name"])
-        if type == "DELETED":
-            self._seen.pop(key, None)
-            self._queue.add(key)
-            return
         now = (metadata["uid"], metadata["generation"], "deletionTimestamp" in metadata)
-        if type is None or self._seen.get(key) != now:
+        if type in (None, "DELETED") or self._seen.get(key) != now:
             self._queue.add(key)
         self._seen[key] = now
+        if phase in OVER:
+            self._live.discard(key)
+        else:
+            self._live.add(key)
+
+    def _forget(self, key: Key) -> None:
+        """A job that is found to be gone, whether or not its deletion was told."""
+        self._seen.pop(key, None)
+        self._live.discard(key)
 
     async def _work(self, reconciler: Reconciler) -> None:
         while True:
@@ -138,11 +148,11 @@ class Operator:
             self._queue.done(key)
 
     async def _sweep(self) -> None:
-        """Look at every job from time to time, whatever was or was not told about it."""
+        """Look at every live job from time to time, whatever was or was not told about it."""
         while True:
             await asyncio.sleep(self._settings.sweep_seconds * random.uniform(0.8, 1.2))
-            for key in list(self._seen):
-                self._queue.add_after(key, random.uniform(0, self._settings.sweep_seconds / 5))
+            for key in self._live:
+                self._queue.add_after(key, random.uniform(0, self._settings.sweep_seconds / 2))
 
 
 def _kopf_settings() -> kopf.OperatorSettings:
@@ -163,6 +173,7 @@ def _kopf_settings() -> kopf.OperatorSettings:
 
 async def _run(settings: Settings) -> int:
     """The exit code."""
+    _end_on_signals()
     try:
         cluster = await connect()
     except NoCluster as problem:
@@ -174,12 +185,22 @@ async def _run(settings: Settings) -> int:
         await _wait_for_definition(cluster, settings)
         connected.set()
         return 0 if await Operator(cluster, settings).run() else 1
+    except asyncio.CancelledError:
+        return 0
     except Exception:
         log.exception("the operator ends: it will be started anew")
         return 1
     finally:
         await runner.cleanup()
         await cluster.close()
+
+
+def _end_on_signals() -> None:
+    """End in order while nothing is served yet: a standby, as PID 1, would ignore SIGTERM. Then kopf listens."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
 async def _wait_for_definition(cluster: Cluster, settings: Settings) -> None:

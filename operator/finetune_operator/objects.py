@@ -199,7 +199,7 @@ def _container(run: Run, stage: StageName, settings: Settings, mounts: list[Obje
         "args": [stage, "--run", f"{labels.RUN_DIRECTORY}/{labels.RUN_FILE}", "--port", str(settings.trainer_port)],
         "env": [{"name": name, "value": value} for name, value in _environment(run.spec).items()],
         "ports": [{"name": "progress", "containerPort": settings.trainer_port}],
-        "resources": {"requests": resources, "limits": resources},
+        "resources": {"requests": resources, "limits": dict(resources)},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},

@@ -4,6 +4,7 @@ It decides nothing. Every write may be repeated: children are created or are the
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -63,7 +64,16 @@ class StatusWriter:
 class Reconciler:
     """Brings one job a step further each time it is called."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, reader: ProgressReader, writer: StatusWriter) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: Settings,
+        reader: ProgressReader,
+        writer: StatusWriter,
+        gone: Callable[[Key], None],
+    ) -> None:
+        """`gone` is told of each job that no longer exists."""
+        self._gone = gone
         self._cluster = cluster
         self._settings = settings
         self._reader = reader
@@ -73,15 +83,12 @@ class Reconciler:
         """Seconds after which to look again; None: when something changes."""
         body = await self._cluster.get(FINETUNE_JOBS, *key)
         if body is None:
-            self.forget(key)
+            self._reader.track(key, None)
+            metrics.forget(key)
+            self._gone(key)
             return None
         observed, decided = await self._act(key, body)
         return await self._finish(key, observed, decided)
-
-    def forget(self, key: Key) -> None:
-        """The job is gone."""
-        self._reader.track(key, None)
-        metrics.forget(key)
 
     def _decide(self, observed: Observed) -> Plan:
         return plan(observed, self._settings, datetime.now(UTC))

@@ -14,7 +14,7 @@ from typing import Any
 from cluster import backend, node
 from cluster.base_image import base_image
 from cluster.node_settings import VOLUMES
-from cluster.paths import ClusterError
+from cluster.paths import CLUSTER, ClusterError
 
 NAMESPACE = "finetune-check"
 WAIT = "--timeout=60s"
@@ -182,11 +182,11 @@ def expect(is_true: bool, otherwise: str) -> None:
 
 
 def traces() -> dict[str, list[str]]:
-    """All that a node could leave on this machine, by kind."""
+    """All that a node could leave on this machine, by kind; mounts only where it makes any, others make some too."""
     settings = subprocess.run(["sysctl", "--all"], capture_output=True, text=True).stdout.splitlines()
     return {
         "settings": [line for line in settings if not line.startswith(VOLATILE)],
-        "mounts": Path("/proc/mounts").read_text().splitlines(),
+        "mounts": [place for place in mount_places() if place.startswith((str(CLUSTER), "/run", *node.MOUNT_POINTS))],
         "links": os.listdir("/sys/class/net"),
         "routes": subprocess.run(["ip", "route"], capture_output=True, text=True).stdout.splitlines(),
         "cgroups": [path for root in node.cgroup_roots() for path, _, _ in os.walk(root)],
@@ -194,7 +194,11 @@ def traces() -> dict[str, list[str]]:
     }
 
 
+def mount_places() -> list[str]:
+    return [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+
+
 def compare(before: dict[str, list[str]], after: dict[str, list[str]]) -> None:
     for kind, entries in before.items():
         changed = sorted(set(entries) ^ set(after[kind]))
-        expect(not changed, f"down left other {kind}: {changed[:10]}")
+        expect(not changed, f"{kind} differ after down (or something else changed them meanwhile): {changed[:5]}")

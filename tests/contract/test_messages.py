@@ -1,7 +1,7 @@
 """`finetune validate` and the API server say the same, because both read the generated schema.
 
-Theory: each file in wrong/ is refused, and its leading comment lines are what the user is told; each file in right/ is accepted.
-Each rule between fields has an example of both.
+Theory: each file in wrong/ is refused, and its leading comment lines are what the user is told; each file in right/ is
+accepted. Each rule between fields has an example of both.
 """
 
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cluster.control_plane import ControlPlane
 from cluster.paths import ClusterError
 from finetune_api.crd import job_schema
@@ -59,7 +60,7 @@ def refusals(text: str) -> set[str]:
 
 
 def _is_repeated(message: str, messages: list[str]) -> bool:
-    """What Kubernetes says of any object's name, and a wrong type said again: once is enough for `finetune validate`."""
+    """What Kubernetes says of any object's name, and a wrong type said again: `finetune validate` says it once."""
     if message.startswith(("metadata.", '<nil>: Invalid value: "":')):
         return True
     return "type integer:" in message and message.replace("type integer:", "type integer,string:") in messages
@@ -124,6 +125,23 @@ def rules(schema: dict[str, Any]) -> Iterator[str]:
 def test_every_rule_is_broken_by_a_wrong_file(message: str) -> None:
     """A rule that no example breaks is a rule that nobody has seen work."""
     assert any(message in said for path in WRONG for said in announced(path))
+
+
+@pytest.mark.parametrize("message", sorted(set(rules(job_schema()))))
+def test_every_rule_is_kept_by_a_right_file(message: str) -> None:
+    """And one that no example keeps may refuse everything."""
+    assert any(message in tried(only_document(path).value, job_schema()) for path in RIGHT)
+
+
+def tried(value: Any, schema: dict[str, Any]) -> set[str]:
+    """The messages of the rules on what `value` writes out itself."""
+    found = {rule["message"] for rule in schema.get("x-kubernetes-validations", ())}
+    if isinstance(value, list):
+        return found.union(*(tried(item, schema["items"]) for item in value))
+    if isinstance(value, dict):
+        known = schema.get("properties", {})
+        return found.union(*(tried(inner, known[name]) for name, inner in value.items() if name in known))
+    return found
 
 
 @pytest.mark.parametrize("path", WRONG, ids=name)

@@ -97,7 +97,7 @@ def installed_operator(kubectl: Kubectl, images: Images) -> Iterator[Kubectl]:
         yield system
     finally:
         if not was_there:
-            run("uninstall", RELEASE, "--wait", "--timeout=120s")
+            run("uninstall", RELEASE, "--ignore-not-found", "--wait", "--timeout=120s")
 
 
 def image_values(images: Images) -> list[str]:
@@ -118,7 +118,7 @@ def restricted_namespace(kubectl: Kubectl, name: str) -> Iterator[Kubectl]:
     try:
         yield kubectl.within(name)
     finally:
-        kubectl("delete", "namespace", name, "--wait=false")
+        kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
 
 
 def operator_log(system: Kubectl, lines: int = 60) -> str:

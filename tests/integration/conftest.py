@@ -2,56 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cluster.control_plane import ControlPlane, free_port
-from integration.kubelet import JOBS, Api, Job, eventually
-
-pytestmark = pytest.mark.integration
-
-ROOT = Path(__file__).parents[2]
-_numbers = itertools.count(1)
-
-
-class Operator:
-    """One operator, in a namespace of the test's own. `stop` is SIGTERM, `kill` SIGKILL."""
-
-    def __init__(self, plane: ControlPlane, namespace: str, log: Path, *flags: str) -> None:
-        self.namespace = namespace
-        self.port = free_port()
-        self.log = log
-        environment = os.environ | {"KUBECONFIG": str(plane.kubeconfig)}
-        given = ["--namespaces", namespace, "--port", str(self.port), "--no-leader-elect"]
-        command = [sys.executable, "-m", "finetune_operator", "--trainer-image", "trainer:1", *given, *flags]
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-
-    def wait_ready(self) -> Operator:
-        eventually(lambda: "serving" in self.log.read_text(), f"the operator serves:\n{self.log.read_text()[-2000:]}")
-        return self
-
-    def stop(self) -> int:
-        """End it as Kubernetes would; returns the exit code."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(timeout=20)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
+from cluster.control_plane import ControlPlane
+from integration.kubelet import Api, Job
+from integration.operators import Operator, create_job, new_namespace
 
 
 @pytest.fixture(scope="session")
@@ -59,12 +18,6 @@ def api(control_plane: ControlPlane) -> Api:
     api = Api(control_plane)
     api.create("/api/v1/nodes", {"metadata": {"name": "played"}})
     return api
-
-
-def new_namespace(api: Api) -> str:
-    name = f"test-{os.getpid()}-{next(_numbers)}"
-    api.create("/api/v1/namespaces", {"metadata": {"name": name}})
-    return name
 
 
 @pytest.fixture(scope="session")
@@ -107,21 +60,3 @@ def start_operator(control_plane: ControlPlane, namespace: str, tmp_path: Path) 
     yield start
     for operator in started:
         operator.kill()
-
-
-def create_job(api: Api, namespace: str, name: str = "", **spec: Any) -> Job:
-    """A FineTuneJob from a minimal spec and the fields given."""
-    name = name or f"tune-{next(_numbers)}"
-    minimal = {
-        "model": {"uri": "pvc://models/base"},
-        "dataset": {"train": [{"uri": "pvc://datasets/train.jsonl"}]},
-        "output": {"uri": "pvc://results/tuned"},
-    }
-    body = {
-        "apiVersion": "finetune.dev/v1alpha1",
-        "kind": "FineTuneJob",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": minimal | spec,
-    }
-    api.create(JOBS.format(namespace), body)
-    return Job(api, namespace, name)

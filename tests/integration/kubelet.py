@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException, HTTPSConnection
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -21,6 +22,7 @@ Object = dict[str, Any]
 Found = TypeVar("Found")
 
 JOBS = "/apis/finetune.dev/v1alpha1/namespaces/{}/finetunejobs"
+DEFINITION = Path(__file__).parents[2] / "crds" / "finetunejobs.yaml"
 PODS = "/api/v1/namespaces/{}/pods"
 
 
@@ -32,6 +34,20 @@ def eventually(look: Callable[[], Found], what: str, seconds: float = 20) -> Fou
             return found
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.05)
+
+
+def install_definition(plane: ControlPlane) -> None:
+    """Our CRD in the control plane, served. (`kubectl wait` fails when the CRD has no condition at all yet.)"""
+
+    def is_served() -> bool:
+        try:
+            plane.request("/apis/finetune.dev/v1alpha1/finetunejobs")
+        except OSError:
+            return False
+        return True
+
+    plane.kubectl("apply", "--server-side", "-f", str(DEFINITION))
+    plane.wait_for("FineTuneJobs to be served", is_served)
 
 
 def stamp() -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from integration.conftest import Operator
 from integration.kubelet import Api, Job, eventually
+from integration.operators import Operator
 from integration.test_life import PREPARED, TRAINED
 
 pytestmark = pytest.mark.integration

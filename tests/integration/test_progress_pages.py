@@ -13,8 +13,8 @@ from threading import Event, Thread
 import pytest
 
 from cluster.control_plane import ControlPlane, free_port
-from integration.conftest import Operator, create_job, new_namespace
 from integration.kubelet import Api, Job, eventually
+from integration.operators import Operator, create_job, new_namespace
 from integration.test_life import ARTIFACT, PREPARED, TRAINED
 
 pytestmark = pytest.mark.integration

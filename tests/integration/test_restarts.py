@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 
 import pytest
 
 from cluster.control_plane import ControlPlane
-from integration.conftest import Operator
 from integration.kubelet import Api, Job, eventually
+from integration.operators import Operator
 from integration.test_life import ARTIFACT, PREPARED, TRAINED, live
 
 pytestmark = pytest.mark.integration
@@ -100,13 +101,23 @@ def test_the_operator_outlives_the_api_server(
     assert operator.is_alive()
 
 
+def is_up(operator: Operator) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{operator.port}/readyz", timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
 def test_a_standby_takes_over(start_operator: Start, namespace: str, submit_alone: Submit) -> None:
-    """Two replicas, one leads; told to end, it hands over at once."""
+    """Of three replicas one leads; each ends in order when it is told to, and the leader hands over at once."""
     flags = ("--leader-elect", "--lease-namespace", namespace)
     first = start_operator(*flags)
     second = start_operator(*flags, wait=False)
-    time.sleep(1)
-    assert "serving" not in second.log.read_text()
+    third = start_operator(*flags, wait=False)
+    eventually(lambda: is_up(second) and is_up(third), "the standbys wait")
+    assert third.stop() == 0
+    assert "serving" not in second.log.read_text() + third.log.read_text()
     assert first.stop() == 0
     second.wait_ready()
     live(submit_alone())

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from cluster.control_plane import ControlPlane
-from integration.conftest import ROOT, Operator, create_job
-from integration.kubelet import Api
+from integration.kubelet import Api, install_definition
+from integration.operators import Operator, create_job
 from integration.test_life import ARTIFACT
 
 pytestmark = pytest.mark.integration
@@ -36,8 +36,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ControlP
     policy.write_text(POLICY)
     flags = (f"--audit-policy-file={policy}", f"--audit-log-path={log}", "--audit-log-mode=blocking")
     with ControlPlane(api_server_flags=flags) as plane:
-        plane.kubectl("apply", "--server-side", "-f", str(ROOT / "crds/finetunejobs.yaml"))
-        plane.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev", "--timeout=30s")
+        install_definition(plane)
         yield plane, log
 
 
@@ -46,8 +45,8 @@ def writes(log: Path) -> Counter[str]:
     counted: Counter[str] = Counter()
     for line in log.read_text().splitlines():
         entry = json.loads(line)
-        if entry.get("userAgent") == "finetune-operator" and "fieldManager=finetune-progress" not in entry["requestURI"]:
-            about = entry["objectRef"]
+        about, is_ours = entry["objectRef"], entry.get("userAgent") == "finetune-operator"
+        if is_ours and "fieldManager=finetune-progress" not in entry["requestURI"]:
             counted[f"{entry['verb']} {about['resource']}/{about.get('subresource', '')}"] += 1
     return counted
 

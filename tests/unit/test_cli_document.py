@@ -6,6 +6,7 @@ Theory: kubectl reads YAML with go-yaml and sends JSON. A reader that disagrees 
 from pathlib import Path
 
 import pytest
+
 from finetune_cli.document import Document, UnreadableError, parse, read, scalar
 
 

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from rich.console import Console
+
 from finetune_cli.cluster import ClusterError, NotFoundError
 from finetune_cli.follow import TIRED, Follower
-from rich.console import Console
 
 Answer = dict[str, Any] | Exception
 

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
 from finetune_api.crd import job_schema
 from finetune_cli.document import parse
 from finetune_cli.main import app
 from finetune_cli.template import METHODS, OBJECTIVES
 from finetune_cli.validation import check, job
-from typer.testing import CliRunner
 
 
 def init(*arguments: str) -> tuple[int, str, str]:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
 from finetune_cli.document import Document, parse
 from finetune_cli.main import app
 from finetune_cli.structure import defaulted, go_number
 from finetune_cli.validation import check, describe
-from typer.testing import CliRunner
 
 JOB = """\
 apiVersion: finetune.dev/v1alpha1
@@ -43,9 +44,13 @@ def validate(*arguments: str, stdin: str | None = None) -> tuple[int, str, str]:
 
 def test_a_problem_has_path_message_and_line() -> None:
     """The three things that an editor needs to jump there."""
-    (problem,) = check(changed("    uri: \"pvc://models/bot\"", "    uri: \"pvc://models/bot\"\n    merged: true"))
+    (problem,) = check(changed('    uri: "pvc://models/bot"', '    uri: "pvc://models/bot"\n    merged: true'))
 
-    assert (problem.path, problem.message, problem.line) == ("spec.output.merged", 'unknown field "spec.output.merged"', 12)
+    assert (problem.path, problem.message, problem.line) == (
+        "spec.output.merged",
+        'unknown field "spec.output.merged"',
+        12,
+    )
 
 
 def test_a_rule_about_the_name_points_at_the_name() -> None:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from finetune_api.events import StageReport
 from finetune_api.job import FineTuneJob
 from finetune_cli.mounts import MountError, folders, mounts

@@ -13,7 +13,7 @@ from finetune_trainer.data.faults import Faults
 from finetune_trainer.data.formats import DataFile, Row, format_of, rows
 from finetune_trainer.failures import Failure
 
-PLAIN = [{"prompt": "a", "completion": "é\n,\"x"}, {"prompt": "b", "completion": "2"}]
+PLAIN = [{"prompt": "a", "completion": 'é\n,"x'}, {"prompt": "b", "completion": "2"}]
 
 
 def read(path: Path, format: str | None = None) -> tuple[list[Row], str]:
@@ -115,7 +115,10 @@ def test_a_wrong_encoding_is_named_by_line_and_byte(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
 def test_utf16_is_recognised(tmp_path: Path, name: str) -> None:
     """Excel's "Unicode text"."""
-    assert refused(written(tmp_path / name, "text\nx\n".encode("utf-16"))) == f"{name}:1: the file is UTF-16: save it as UTF-8"
+    assert (
+        refused(written(tmp_path / name, "text\nx\n".encode("utf-16")))
+        == f"{name}:1: the file is UTF-16: save it as UTF-8"
+    )
 
 
 def test_ragged_csv_rows_are_named_by_line(tmp_path: Path) -> None:
@@ -168,7 +171,9 @@ def test_a_json_array_longer_than_a_block_is_read_piece_by_piece(tmp_path: Path)
 def test_a_broken_gzip_file_is_told(tmp_path: Path) -> None:
     whole = gzip.compress(lines(PLAIN * 1000).encode())
     assert refused(written(tmp_path / "a.jsonl.gz", whole[:-20])).startswith("a.jsonl.gz: broken gzip file: ")
-    assert refused(written(tmp_path / "b.jsonl.gz", lines(PLAIN))).startswith("b.jsonl.gz: broken gzip file: Not a gzipped")
+    assert refused(written(tmp_path / "b.jsonl.gz", lines(PLAIN))).startswith(
+        "b.jsonl.gz: broken gzip file: Not a gzipped"
+    )
 
 
 def test_a_file_that_is_not_parquet_is_told(tmp_path: Path) -> None:
@@ -186,7 +191,14 @@ def test_deep_nesting_and_huge_numbers_are_bad_records_too(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("name", "format"),
-    [("a.jsonl", "jsonl"), ("A.JSON", "json"), ("a.ndjson.gz", "jsonl"), ("a.tsv", "csv"), ("a.bin", None), ("gz", None)],
+    [
+        ("a.jsonl", "jsonl"),
+        ("A.JSON", "json"),
+        ("a.ndjson.gz", "jsonl"),
+        ("a.tsv", "csv"),
+        ("a.bin", None),
+        ("gz", None),
+    ],
 )
 def test_the_suffix_tells_the_format(name: str, format: str | None) -> None:
     assert format_of(name) == format

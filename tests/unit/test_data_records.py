@@ -48,7 +48,8 @@ def test_labels_are_words(label: Any, name: str) -> None:
             {"question": "q", "answer": "a"},
             {"prompt": "question", "completion": "reply"},
             "sft",
-            "a.jsonl: no column 'reply' (spec.dataset.train[0].columns.completion); its columns are: 'question', 'answer'",
+            "a.jsonl: no column 'reply' (spec.dataset.train[0].columns.completion); "
+            "its columns are: 'question', 'answer'",
         ),
         (
             {"question": "q", "answer": "a"},
@@ -94,7 +95,7 @@ def test_columns_that_make_no_record_are_refused(
     ],
 )  # fmt: skip
 def test_bad_records_are_told(first: dict[str, Any], row: dict[str, Any], problem: str) -> None:
-    with pytest.raises(BadRecordError, match=".") as caught:
+    with pytest.raises(BadRecordError, match=r".") as caught:
         shape(first).record(row)
     assert str(caught.value) == problem
 

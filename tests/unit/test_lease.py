@@ -141,7 +141,7 @@ def test_hangs_errors_and_lost_answers_never_make_two_leaders() -> None:
 
 
 def test_a_cancelled_elector_always_stops() -> None:
-    """Cancelled at any of 1,500 moments, none swallows it: an operator that will not stop leading is a second leader."""
+    """Cancelled at any of 1,500 moments, none swallows it: who will not stop leading is a second leader."""
 
     async def scenario() -> None:
         for number in range(1500):

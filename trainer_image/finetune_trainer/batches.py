@@ -1,8 +1,8 @@
 """Which records share a forward pass, and in which order: a pure function of lengths, shape, seed and epoch.
 
-Records of similar length share a micro-batch, so that little is computed on padding; micro-batches are shuffled, so that
-the optimizer sees no order by length. An interrupted run finds its place again by counting.
-It never looks into a record.
+Records of similar length share a micro-batch, so that little is computed on padding; micro-batches are shuffled, so
+that the optimizer sees no order by length. An interrupted run finds its place again by counting. It never looks into
+a record.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 WINDOW = 50
-"""Micro-batches per window: records are sorted by length within a window only, which keeps the order of an epoch random."""
+"""Micro-batches per window: records are sorted by length only within one, so that an epoch's order stays random."""
 
 
 class EpochBatches:
@@ -36,7 +36,7 @@ def shuffled(lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.n
     """The micro-batches of an epoch in training order; every record is in exactly one of them."""
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
-    batches = []
+    batches: list[np.ndarray] = []
     for start in range(0, len(order), size * WINDOW):
         window = order[start : start + size * WINDOW]
         window = window[np.argsort(lengths[window], kind="stable")]

@@ -104,14 +104,13 @@ class Course(TrainerCallback):
         self.tuner, self.table, self.store, self.validation = tuner, table, store, validation
         self.progress, self.stop = progress, stop
         self.state = tuner.resumed_from.state if tuner.resumed_from else RunState()
-        self.history = list(self.state.history)
         self._rate = 0.0
         self._saved_step = self.state.step
         self._saved_at = self._reported_at = time.monotonic()
         self._reported_step, self._reported_tokens = self.state.step, 0
 
     def catch_up(self) -> None:
-        """Do what the attempt before was stopped from doing: evaluate the step that it saved. The weights are those of the checkpoint."""
+        """Evaluate the step of the checkpoint, with its weights, if the attempt before was stopped too early for it."""
         if self._evaluation_due():
             self._evaluate()
         self._finish_if_over()
@@ -149,7 +148,6 @@ class Course(TrainerCallback):
         self._report()
         started = time.monotonic()
         self.progress.update(activity="checkpointing")
-        self.state = self.state.model_copy(update={"history": self.history})
         self.store.save(self.tuner, self.state)
         self._saved_step, self._saved_at = self.state.step, time.monotonic()
         log.info("checkpoint at step %d (%.2f s)", self.state.step, self._saved_at - started)
@@ -242,7 +240,7 @@ class Course(TrainerCallback):
         return seconds is not None and time.monotonic() - self._saved_at >= seconds
 
     def _record(self, event: Event) -> None:
-        self.history.append(event)
+        self.state = self.state.model_copy(update={"history": [*self.state.history, event]})
 
     def _epoch(self) -> float:
         return float(self.tuner.state.epoch or 0.0)

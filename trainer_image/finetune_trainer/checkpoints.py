@@ -1,10 +1,11 @@
-"""The state of a run on disk: written so that a crash leaves no half of it, verified before it is believed, restored bit for bit.
+"""The state of a run on disk: no half of it after a crash, verified before it is believed, restored bit for bit.
 
-Tensors are safetensors, the rest is JSON: nothing that could run code is ever loaded. It decides what a checkpoint holds
-and which are kept; when to write one is decided elsewhere.
+Tensors are safetensors, the rest is JSON: nothing that could run code is ever loaded. It decides what a checkpoint
+holds and which are kept; when to write one is decided elsewhere.
 
-`step-00000120/`  weights.safetensors (parameters that move) · optimizer.safetensors · random.safetensors · state.json ·
-                  trainer_state.json (read by transformers.Trainer) · manifest.json (sha256 of the others)
+`step-00000120/`  weights.safetensors (parameters that move) · optimizer.safetensors · random.safetensors · numbers.json
+                  (optimizer groups, schedule, generators) · state.json (RunState) · trainer_state.json (read by
+                  transformers.Trainer) · manifest.json (sha256 of the others)
 `best-00000100/`  weights.safetensors · manifest.json
 """
 
@@ -26,12 +27,12 @@ from torch import nn
 from finetune_api.reasons import Reason
 from finetune_trainer.failures import Failure
 from finetune_trainer.state import Identity, RunState, check_identity, sha256
-from finetune_trainer.workspace import new_folder, remove_drafts
+from finetune_trainer.workspace import new_folder
 
 log = logging.getLogger(__name__)
 
 WEIGHTS, OPTIMIZER, RANDOM = "weights.safetensors", "optimizer.safetensors", "random.safetensors"
-STATE, TRAINER_STATE, MANIFEST = "state.json", "trainer_state.json", "manifest.json"
+NUMBERS, STATE, TRAINER_STATE, MANIFEST = "numbers.json", "state.json", "trainer_state.json", "manifest.json"
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
@@ -69,7 +70,7 @@ class Store:
             save_file(_torch_random(), draft / RANDOM)
             (draft / STATE).write_text(state.model_dump_json(by_alias=True))
             extra = {"groups": groups, "schedule": tuner.lr_scheduler.state_dict(), "random": _python_random()}
-            (draft / "numbers.json").write_text(json.dumps(extra))
+            (draft / NUMBERS).write_text(json.dumps(extra))
             tuner.state.save_to_json(str(draft / TRAINER_STATE))
             self._seal(draft)
         self._prune(state)
@@ -110,8 +111,9 @@ class Store:
         for folder in steps[: -self.keep]:
             shutil.rmtree(folder, ignore_errors=True)
         wanted = {state.best_step} | {_best_step_of(folder) for folder in steps[-self.keep :]}
+        for left in self.folder.glob("*.tmp-*"):  # of an attempt that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
         for folder in self.folder.glob("best-*"):
-            remove_drafts(folder)
             if folder not in {self._best(step) for step in wanted if step is not None}:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -122,7 +124,7 @@ def restore_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
 
 def restore_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: Any, scheduler: Any) -> None:
     """Put back moments and step counts by the parameters' names, and the schedule."""
-    numbers = json.loads((checkpoint.folder / "numbers.json").read_bytes())
+    numbers = json.loads((checkpoint.folder / NUMBERS).read_bytes())
     state: dict[int, dict[str, torch.Tensor]] = {}
     order = {name: index for index, name in enumerate(_names_in_order(model, optimizer))}
     for key, tensor in load_file(checkpoint.folder / OPTIMIZER).items():
@@ -133,7 +135,7 @@ def restore_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: Any, 
 
 
 def restore_random(checkpoint: Checkpoint) -> None:
-    numbers = json.loads((checkpoint.folder / "numbers.json").read_bytes())["random"]
+    numbers = json.loads((checkpoint.folder / NUMBERS).read_bytes())["random"]
     version, words, gauss = numbers["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, *rest = numbers["numpy"]

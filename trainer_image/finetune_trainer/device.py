@@ -1,4 +1,4 @@
-"""What the machine under the trainer can do: its device, its share of the cores, the arithmetic that it computes natively.
+"""What the machine under the trainer can do: its device, its share of the cores, the arithmetic it computes natively.
 
 It reads facts once, at the start of a stage. It knows nothing of models, specs or data.
 """
@@ -32,8 +32,13 @@ def computes_bf16(on: torch.device) -> bool:
 
 
 def use_cores() -> int:
-    """Give torch as many threads as the container has cores: more of them than cores only wait for each other."""
-    threads = max(1, min(len(os.sched_getaffinity(0)), cpu_limit(CGROUP)))
+    """Give torch as many threads as the container has cores, or fewer where OMP_NUM_THREADS says so.
+
+    More threads than cores only wait for each other.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    limits = [len(os.sched_getaffinity(0)), cpu_limit(CGROUP), *([int(asked)] if asked.isdigit() else [])]
+    threads = max(1, min(limits))
     torch.set_num_threads(threads)
     return threads
 

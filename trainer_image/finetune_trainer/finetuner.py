@@ -1,8 +1,8 @@
 """The one training path: a transformers.Trainer whose batches, precision, bookkeeping and resume are ours.
 
-Every objective is a subclass. What is decided here holds for all of them: records of similar length share a micro-batch,
-the loss of an optimizer step is the mean over all that its micro-batches learn, a loss that is not finite ends the run,
-and a resumed run goes on bit for bit. It knows no objective and no method by name.
+Every objective is a subclass. What is decided here holds for all of them: records of similar length share a
+micro-batch, the loss of an optimizer step is the mean over all that its micro-batches learn, a loss that is not finite
+ends the run, and a resumed run goes on bit for bit. It knows no objective and no method by name.
 """
 
 from collections.abc import Callable, Iterable
@@ -84,8 +84,8 @@ class FineTuner(transformers.Trainer):
         """The loss of a batch, with gradients where they are on."""
         raise NotImplementedError
 
-    def metrics(self, judgements: list[Judgement], items: int) -> tuple[Metrics, dict[str, Any]]:
-        """Held-out metrics, and the details that are too large for a status."""
+    def metrics(self, loss: float, judgements: list[Judgement]) -> tuple[Metrics, dict[str, Any]]:
+        """Held-out metrics, given the mean loss over all items, and the details that are too large for a status."""
         raise NotImplementedError
 
     # What holds for all objectives.
@@ -155,7 +155,10 @@ class FineTuner(transformers.Trainer):
                 items += batch["items"]
                 judgements.append(self.judge(self._prepare_inputs(batch)))
         self.model.train()
-        return self.metrics(judgements, max(items, 1))
+        loss = float(sum(judgement.loss for judgement in judgements)) / max(items, 1)
+        if not np.isfinite(loss):
+            raise Failure(Reason.DIVERGED, f"the loss on held-out data is {loss} at step {self.state.global_step}")
+        return self.metrics(loss, judgements)
 
     def _evaluation_batches(self, rows: Rows) -> Iterable[Batch]:
         size = self.args.per_device_eval_batch_size

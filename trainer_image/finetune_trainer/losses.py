@@ -25,7 +25,7 @@ def linear_cross_entropy(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The gradient is known with the loss: softmax minus one-hot. It is taken in the forward pass and scaled in the backward."""
+    """The gradient, softmax minus one-hot, is known with the loss: taken going forward, scaled going backward."""
 
     @staticmethod
     def forward(

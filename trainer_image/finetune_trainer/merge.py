@@ -30,8 +30,7 @@ RECORDS, TOKENS = 3, 128
 def merge(run: Run, page: Prepared, workspace: Workspace, target: Path) -> None:
     """Write the merged model to `target` and read it back; raises Failure if its logits differ from the adapter's."""
     device.use_cores()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    modelling.quiet()
     method = METHODS[run.spec.method.kind]
     head = OBJECTIVES[run.spec.objective.kind].head(tuple(page.labels))
     base = modelling.load(Path(page.model_path), head, page.pad_token_id)
@@ -40,7 +39,7 @@ def merge(run: Run, page: Prepared, workspace: Workspace, target: Path) -> None:
     expected = _logits(adapted, prompts)
     method.merged(adapted).save_pretrained(target)
     plain = getattr(transformers, head.auto_class).from_pretrained(target, local_files_only=True)
-    _compare(expected, _logits(plain, prompts))
+    compare(expected, _logits(plain, prompts))
 
 
 def _prompts(page: Prepared, workspace: Workspace) -> list[torch.Tensor]:
@@ -58,7 +57,7 @@ def _logits(model: Any, prompts: list[torch.Tensor]) -> list[torch.Tensor]:
         return [model(input_ids=prompt).logits.float() for prompt in prompts]
 
 
-def _compare(expected: list[torch.Tensor], found: list[torch.Tensor]) -> None:
+def compare(expected: list[torch.Tensor], found: list[torch.Tensor]) -> None:
     largest = max(float(logits.abs().max()) for logits in expected)
     difference = max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
     log.info("merged model against adapter: logits differ by at most %.1e", difference)

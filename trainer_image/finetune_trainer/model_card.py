@@ -35,7 +35,9 @@ def model_card(run: Run, page: Prepared, result: Result) -> str:
 
 def _header(run: Run, result: Result) -> str:
     library = "peft" if result.kind == "adapter" else "transformers"
-    return f"---\nbase_model: {json.dumps(base_name(run.spec.model.uri))}\nlibrary_name: {library}\ntags: [finetune-operator, {run.spec.objective.kind}, {run.spec.method.kind}]\n---\n"
+    tags = f"[finetune-operator, {run.spec.objective.kind}, {run.spec.method.kind}]"
+    name = json.dumps(base_name(run.spec.model.uri))
+    return f"---\nbase_model: {name}\nlibrary_name: {library}\ntags: {tags}\n---\n"
 
 
 def _summary(run: Run, page: Prepared, result: Result) -> str:
@@ -74,6 +76,8 @@ def loading(run: Run, page: Prepared, result: Result) -> str:
     lines = [f"from transformers import {result.auto_class}, AutoTokenizer", ""]
     if result.kind == "adapter":
         lines.insert(0, "from peft import PeftModel")
+        if run.spec.model.uri.startswith("pvc://"):
+            lines.append("# The base model is the folder that this URI names: mount the claim and put its path here.")
         lines.append(f"base = {result.auto_class}.from_pretrained({_arguments(run, page)})")
         lines.append('model = PeftModel.from_pretrained(base, ".")')
     else:
@@ -103,11 +107,12 @@ def _arguments(run: Run, page: Prepared) -> str:
 def _samples(samples: list[Sample]) -> str:
     if not samples:
         return ""
-    blocks = [
-        f"**Prompt**\n\n{_quoted(sample.prompt)}\n**Base model**\n\n{_quoted(sample.before)}\n**This model**\n\n{_quoted(sample.after)}"
+    said = [
+        (title, text)
         for sample in samples
+        for title, text in (("Prompt", sample.prompt), ("Base model", sample.before), ("This model", sample.after))
     ]
-    return "\n".join(["## Before and after\n", *blocks])
+    return "\n".join(["## Before and after\n", *(f"**{title}**\n\n{_quoted(text)}" for title, text in said)])
 
 
 def _quoted(text: str) -> str:
@@ -117,9 +122,14 @@ def _quoted(text: str) -> str:
 def _data(run: Run, page: Prepared) -> str:
     data = page.data
     counts = {
-        "training records": data.train_examples, "validation records": data.validation_examples, "test records": data.test_examples,
-        "tokens": data.tokens, "records cut at maxLength": data.truncated, "records dropped": data.dropped, "duplicates": data.duplicates,
-    }  # fmt: skip
+        "training records": data.train_examples,
+        "validation records": data.validation_examples,
+        "test records": data.test_examples,
+        "tokens": data.tokens,
+        "records cut at maxLength": data.truncated,
+        "records dropped": data.dropped,
+        "duplicates": data.duplicates,
+    }
     sources = "".join(f"- `{source.uri}`\n" for source in run.spec.dataset.train)
     rows = "".join(f"| {name} | {count:,} |\n" for name, count in counts.items() if count is not None)
     return f"{sources}\n| | |\n|---|---|\n{rows}\nFingerprint: `{data.fingerprint}`\n"
@@ -129,7 +139,7 @@ def _provenance(run: Run, page: Prepared, result: Result) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     training = run.spec.training
     return (
-        f"Base model revision `{page.model_revision}`; learning rate {training.learning_rate:g}, {training.schedule} schedule, "
-        f"{training.batch_size} records a step, seed {training.seed}; {versions}. `manifest.json` holds the whole resolved "
-        "specification, all versions, and the sha256 of every file.\n"
+        f"Base model revision `{page.model_revision}`; learning rate {training.learning_rate:g}, {training.schedule} "
+        f"schedule, {training.batch_size} records a step, seed {training.seed}; {versions}. `manifest.json` holds the "
+        "whole resolved specification, all versions, and the sha256 of every file.\n"
     )

@@ -6,6 +6,7 @@ weights. No code from a model's folder is ever run and no pickle is ever opened.
 
 import json
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,13 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.failures import Failure
 
 log = logging.getLogger(__name__)
+
+
+def quiet() -> None:
+    """Leave the log to us: no progress bars, and no advice to people who write code."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -84,13 +92,13 @@ def blank(folder: Path, head: Head) -> PreTrainedModel:
 
 
 def read_config(folder: Path, head: Head, pad_token_id: int) -> PretrainedConfig:
-    """The model's config with the head's labels and a padding token; raises Failure for a model that cannot carry the head."""
+    """The model's config with the head's labels and padding token; raises Failure if it cannot carry the head."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **head.overrides)
     except (OSError, ValueError, KeyError) as error:
         raise _no_config(folder, error) from error
     _check_architecture(config, head)
-    if getattr(config.get_text_config(), "pad_token_id", None) is None:
+    if not head.generates:  # a decoder's classifier looks for the last token that is not this one
         config.get_text_config().pad_token_id = pad_token_id
     return config
 
@@ -148,12 +156,12 @@ def _check_architecture(config: PretrainedConfig, head: Head) -> None:
     if config.is_encoder_decoder:
         raise Failure(
             Reason.UNSUPPORTED,
-            f"spec.model: {kind} is an encoder-decoder model; choose a decoder (Llama, Qwen, …) or an encoder (BERT, …)",
+            f"spec.model: {kind} is an encoder-decoder model; choose a decoder (Llama, …) or an encoder (BERT, …)",
         )
     if head.generates and is_encoder(config):
         raise Failure(
             Reason.UNSUPPORTED,
-            f"spec.objective: {kind} is an encoder and cannot write text; use classification, or a decoder model",
+            f"spec.objective: {kind} is an encoder and cannot write text; use classification, or a decoder",
         )
     if kind not in supported:
         raise Failure(Reason.UNSUPPORTED, f"spec.model: transformers has no {head.auto_class} for {kind!r} models")

@@ -1,4 +1,4 @@
-"""The stage `publish`: from the result that train left to a folder that others can use, written whole, read back and verified.
+"""The stage `publish`: from the result that train left to a folder for others, written whole, read back and verified.
 
 It decides what is in the artifact and when it counts as published. It trains nothing and changes no trained weight: it
 can fail and be tried again without loss. Only merging needs torch.
@@ -134,6 +134,7 @@ def _write(publication: Publication, draft: Path) -> None:
         (draft / name).write_text(text, encoding="utf-8")
     (draft / CURVE).write_bytes(loss_curve(publication.run.name, publication.result.state))
     for path in _files(draft):
+        path.chmod(0o644)  # readers may be other users than the writer
         _sync(path)
     (draft / MANIFEST).write_text(json.dumps(manifest(publication, draft), indent=1) + "\n", encoding="utf-8")
 

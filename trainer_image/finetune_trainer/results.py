@@ -1,6 +1,7 @@
 """What `train` leaves for `publish`: the artifact's weights in their final layout, and all that was measured.
 
-It decides the layout of the result folder. It knows nothing of models, and imports no torch: publishing an adapter needs none.
+It decides the layout of the result folder. It knows nothing of models, and imports no torch: to publish an adapter
+needs none.
 
 `result/`  artifact/ (as the method saves it) · result.json
 """
@@ -78,6 +79,6 @@ def read_own(folder: Path, identity: Identity) -> Result | None:
 
 
 def base_name(uri: str) -> str:
-    """What the artifact calls its base model: the hub's name for `hf://`, else the URI."""
+    """What the artifact calls its base model: the hub's name for `hf://`, the path for `file://`, else the URI."""
     parsed = uris.parse(uri)
-    return parsed.name if parsed.scheme == "hf" else str(parsed)
+    return {"hf": parsed.name, "file": parsed.path}.get(parsed.scheme, str(parsed))

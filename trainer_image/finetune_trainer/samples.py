@@ -12,6 +12,9 @@ from transformers import AutoTokenizer, StoppingCriteriaList
 
 from finetune_api.spec import Evaluation
 
+LONGEST_ANSWER = 4000
+"""Characters; the contract takes no more than 4,096."""
+
 
 def answers(tuner: Any, tokenizer_folder: Path, evaluation: Evaluation, check: Callable[[], None]) -> list[str]:
     """One answer a prompt. `check` is called at each token and may raise."""
@@ -38,7 +41,8 @@ def _answer(tuner: Any, tokenizer: Any, prompt: str, limit: int, check: Callable
         use_cache=True,
         stopping_criteria=StoppingCriteriaList([_Interruptible(check)]),
     )
-    return str(tokenizer.decode(output[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+    text = str(tokenizer.decode(output[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+    return text[:LONGEST_ANSWER]
 
 
 def _encoded(tokenizer: Any, prompt: str) -> Any:

@@ -62,7 +62,8 @@ def check_identity(theirs: Identity, ours: Identity, place: Path) -> None:
     if differing:
         raise Failure(
             Reason.CHECKPOINT_MISMATCH,
-            f"{place} belongs to another run (another {', another '.join(differing)}): use a new workspace, or delete that folder",
+            f"{place} belongs to another run (another {', another '.join(differing)}): "
+            "use a new workspace, or delete that folder",
         )
 
 

@@ -64,20 +64,20 @@ def train(run: Run, workspace: Workspace, progress: Progress, stop: StopRequest 
     """Run the stage; raises Failure, with reason Preempted after a stop that can be resumed."""
     stop = stop or StopRequest()
     stop.install()
-    stage = _stage(run, workspace, progress, stop)
+    stage = stage_of(run, workspace, progress, stop)
     finished = results.read_own(workspace.result, stage.identity)
     if finished is not None:
         log.info("training is done already: nothing to do")
         return StageReport(stage="train", evaluation=finished.evaluation)
-    _start(stage)
-    tuner = _tuner(stage)
+    _begin(stage)
+    tuner = assemble(stage)
     baseline = _baseline(stage, tuner)
-    course = _follow(stage, tuner)
+    course = follow(stage, tuner)
     evaluation = _finish(stage, tuner, course, baseline)
     return StageReport(stage="train", evaluation=evaluation)
 
 
-def _stage(run: Run, workspace: Workspace, progress: Progress, stop: StopRequest) -> Stage:
+def stage_of(run: Run, workspace: Workspace, progress: Progress, stop: StopRequest) -> Stage:
     page = read_prepared(workspace)
     if page is None:
         raise Failure(Reason.INPUT_UNAVAILABLE, f"{workspace.prepared} holds no prepared data: run `prepare` first")
@@ -91,15 +91,14 @@ def _stage(run: Run, workspace: Workspace, progress: Progress, stop: StopRequest
     return Stage(run, page, workspace, progress, stop, identity)
 
 
-def _start(stage: Stage) -> None:
+def _begin(stage: Stage) -> None:
     stage.progress.update(activity="loading", total_steps=stage.page.plan.total_steps or 0)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    modelling.quiet()
     log.info("%d threads", device.use_cores())
     transformers.set_seed(stage.spec.training.seed)
 
 
-def _tuner(stage: Stage) -> FineTuner:
+def assemble(stage: Stage) -> FineTuner:
     """The model with its method applied, inside its objective's trainer."""
     objective, method = OBJECTIVES[stage.spec.objective.kind], METHODS[stage.spec.method.kind]
     head = objective.head(tuple(stage.page.labels))
@@ -119,10 +118,13 @@ def _tuner(stage: Stage) -> FineTuner:
 
 
 def _arguments(stage: Stage, on: torch.device) -> transformers.TrainingArguments:
-    """The spec in the words of transformers. Reports, evaluations and checkpoints are not its business: see callbacks.py."""
+    """The spec in the words of transformers. It neither reports, evaluates nor saves: callbacks.py does."""
     training, plan = stage.spec.training, stage.page.plan
     micro, accumulation, steps = plan.micro_batch_size, plan.gradient_accumulation, plan.total_steps
-    assert micro and accumulation and steps and training.learning_rate
+    assert micro is not None
+    assert accumulation is not None
+    assert steps is not None
+    assert training.learning_rate is not None
     arguments = transformers.TrainingArguments(
         output_dir=str(stage.workspace.checkpoints),
         max_steps=steps,
@@ -180,7 +182,7 @@ def _answers(stage: Stage, tuner: FineTuner) -> list[str]:
     return answers(tuner, tokenizer_folder(stage.workspace), stage.spec.evaluation, stage.stop.check)
 
 
-def _follow(stage: Stage, tuner: FineTuner) -> Course:
+def follow(stage: Stage, tuner: FineTuner) -> Course:
     """Train from the latest checkpoint to the end, or to a stop."""
     assert stage.page.plan.total_steps is not None
     store = Store(stage.workspace.checkpoints, stage.identity, stage.spec.checkpoint.keep)

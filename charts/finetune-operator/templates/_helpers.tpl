@@ -49,7 +49,7 @@ No Secrets: the kubelet alone reads those, when it mounts them. */}}
   verbs: [get, list, watch, delete] # delete: ttlSecondsAfterFinished
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/status]
-  verbs: [get, patch]
+  verbs: [patch]
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/finalizers] # for clusters that check owner references (OwnerReferencesPermissionEnforcement)
   verbs: [update]
@@ -61,7 +61,7 @@ No Secrets: the kubelet alone reads those, when it mounts them. */}}
   verbs: [get, create]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [""]
   resources: [events]
   verbs: [list, watch, create]

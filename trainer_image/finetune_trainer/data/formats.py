@@ -96,7 +96,7 @@ def _jsonl(file: DataFile, faults: Faults) -> Iterator[Row]:
         if line.isspace():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.rstrip())
         except json.JSONDecodeError as error:
             faults.add(file.name, number, f"broken JSON: {error.msg} at column {error.colno}")
         except (ValueError, RecursionError) as error:

@@ -83,10 +83,11 @@ def _mounted(run: Run, place: PlacedSource) -> list[DataFile]:
     if path.is_file():
         return [DataFile(path, uri, _format(place, path.name))]
     if path.is_dir():
-        return _several(place, path, _visible(path), uri)
-    if WILD.search(path.name) and path.parent.is_dir():
-        found = [entry for entry in path.parent.iterdir() if entry.is_file() and fnmatchcase(entry.name, path.name)]
-        return _several(place, path.parent, sorted(found), uri.rpartition("/")[0])
+        return _several(place, path, _visible(path, "**/*"), uri)
+    plain = next((parent for parent in path.parents if not WILD.search(str(parent)) and parent.is_dir()), None)
+    if plain is not None and WILD.search(str(path.relative_to(plain))):
+        pattern = path.relative_to(plain).as_posix()
+        return _several(place, plain, _visible(plain, pattern), uri.removesuffix(pattern))
     raise Failure(Reason.DATASET_UNAVAILABLE, f"{place.field}.uri: {uri} does not exist{beside(path)}")
 
 
@@ -100,9 +101,9 @@ def _several(place: PlacedSource, folder: Path, paths: list[Path], name: str) ->
     return [DataFile(path, shown, _format(place, path.name)) for path, shown in found]
 
 
-def _visible(folder: Path) -> list[Path]:
-    """Files at any depth; hidden ones are another tool's."""
-    found = [path for path in folder.rglob("*") if path.is_file()]
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """Files below `folder` by the order of their names; hidden ones are another tool's."""
+    found = [path for path in folder.glob(pattern) if path.is_file()]
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 

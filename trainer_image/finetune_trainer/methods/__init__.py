@@ -20,7 +20,7 @@ class TuningMethod(Protocol):
     """What `save` writes."""
 
     def apply(self, base: LoadedModel, options: Any, head: Head) -> nn.Module:
-        """The model with exactly the parameters that move requiring gradients; raises Failure for options that do not fit it."""
+        """The model with exactly those parameters requiring gradients that move; raises Failure for unfit options."""
 
     def save(self, model: Any, folder: Path, base_name: str, base_revision: str) -> None:
         """Write what was learnt, in the layout that peft or transformers load."""

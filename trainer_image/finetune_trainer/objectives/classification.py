@@ -11,11 +11,18 @@ from torch.nn import functional
 
 from finetune_api.status import Metrics
 from finetune_trainer.finetuner import Batch, FineTuner, Judgement, padded
-from finetune_trainer.modelling import Head
+from finetune_trainer.modelling import Head, is_encoder
 
 
 class ClassificationTrainer(FineTuner):
-    """One item is one record. The model pools for itself: an encoder its first token, a decoder its last that is not padding."""
+    """One item is one record. The model pools for itself: an encoder its first token, a decoder its last but padding.
+
+    Rows are padded on the right, which a decoder never sees; an encoder is told by a mask.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.sees_padding = is_encoder(self.model.config)
 
     @classmethod
     def head(cls, labels: tuple[str, ...]) -> Head:
@@ -36,12 +43,12 @@ class ClassificationTrainer(FineTuner):
         }
 
     def judge(self, batch: Batch) -> Judgement:
-        logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+        mask = {"attention_mask": batch["attention_mask"]} if self.sees_padding else {}
+        logits = self.model(input_ids=batch["input_ids"], **mask).logits.float()
         loss = functional.cross_entropy(logits, batch["expected"], reduction="sum")
         return Judgement(loss, predicted=logits.detach().argmax(-1), expected=batch["expected"])
 
-    def metrics(self, judgements: list[Judgement], items: int) -> tuple[Metrics, dict[str, Any]]:
-        loss = float(sum(judgement.loss for judgement in judgements)) / items
+    def metrics(self, loss: float, judgements: list[Judgement]) -> tuple[Metrics, dict[str, Any]]:
         classes = self.model.config.num_labels
         matrix = np.zeros((classes, classes), dtype=np.int64)
         for judgement in judgements:
@@ -54,7 +61,10 @@ class ClassificationTrainer(FineTuner):
 
 
 def macro_f1(matrix: np.ndarray) -> float:
-    """Mean over the classes that occur (expected or predicted) of F1 = 2·hits / (expected + predicted); `matrix` [expected, predicted]."""
+    """Mean over the classes that occur of F1 = 2·hits / (expected + predicted).
+
+    `matrix` counts records, int [expected, predicted]; a class occurs that is expected or predicted at least once.
+    """
     hits, present = matrix.diagonal(), matrix.sum(0) + matrix.sum(1)
     occurs = present > 0
     return float((2 * hits[occurs] / present[occurs]).mean()) if occurs.any() else 0.0

@@ -16,6 +16,9 @@ from finetune_trainer.finetuner import Batch, FineTuner, Judgement, padded
 from finetune_trainer.losses import linear_cross_entropy
 from finetune_trainer.modelling import Head
 
+LARGEST_EXPONENT = 60.0
+"""A perplexity above e^60 says no more than e^60 does."""
+
 
 class SftTrainer(FineTuner):
     """One item is one learnt token.
@@ -63,13 +66,12 @@ class SftTrainer(FineTuner):
             loss = functional.cross_entropy(output.logits.float(), batch["targets"], reduction="sum")
         return Judgement(loss)
 
-    def metrics(self, judgements: list[Judgement], items: int) -> tuple[Metrics, dict[str, Any]]:
-        loss = float(sum(judgement.loss for judgement in judgements)) / items
-        return Metrics(loss=loss, perplexity=math.exp(min(loss, 60.0))), {"learntTokens": items}
+    def metrics(self, loss: float, judgements: list[Judgement]) -> tuple[Metrics, dict[str, Any]]:
+        return Metrics(loss=loss, perplexity=math.exp(min(loss, LARGEST_EXPONENT))), {}
 
 
 class _Selection:
-    """Puts only chosen positions through the output layer, from before the layer: the model's own code stays as it is."""
+    """Lets only chosen positions through the output layer, by a hook: the model's own code stays as it is."""
 
     def __init__(self, positions: torch.Tensor, width: int, skip_head: bool) -> None:
         self.positions, self.width, self.skip_head = positions, width, skip_head

@@ -1,0 +1,313 @@
+"""The chart against the real API server: what it renders is taken, the rights that it gives suffice and no more."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.control_plane import ControlPlane
+from cluster.paths import ClusterError
+from contract.chart import CHART, JOB_VERBS, LEASE_VERBS, ROOT, VALUE_SETS, bundle, helm, manifests, only
+from finetune_api import labels
+from integration.kubelet import JOBS, Api, Job, eventually
+
+pytestmark = pytest.mark.integration
+
+PROMETHEUS_OPERATOR = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
+ACCOUNT = "system:serviceaccount:finetune:ft-finetune-operator"
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata", "users": [ACCOUNT]}, {"level": "None"}],
+}
+"""What the operator asks for is written down, one line of JSON each."""
+
+
+@pytest.fixture(scope="module")
+def audit_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("audit") / "log"
+
+
+@pytest.fixture(scope="module")
+def prepared(audit_log: Path) -> Iterator[ControlPlane]:
+    """An API server of our own, which audits, with the CRD and the namespaces that the value sets name."""
+    policy = audit_log.with_name("policy.yaml")
+    policy.write_text(yaml.safe_dump(AUDIT_POLICY))
+    enforced = {"pod-security.kubernetes.io/enforce": "restricted"}
+    namespaces = [{"name": name, "labels": enforced} for name in ("finetune", "team-a", "team-b")]
+    items = [{"apiVersion": "v1", "kind": "Namespace", "metadata": metadata} for metadata in namespaces]
+    flags = (f"--audit-policy-file={policy}", f"--audit-log-path={audit_log}")
+    # As on OpenShift: who makes a child must be allowed to hold up its owner's deletion (finetunejobs/finalizers).
+    strict = "--enable-admission-plugins=OwnerReferencesPermissionEnforcement"
+    with ControlPlane(api_server_flags=(*flags, strict)) as plane:
+        plane.kubectl("apply", "--server-side", "-f", str(ROOT / "crds/finetunejobs.yaml"))
+        plane.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev", "--timeout=30s")
+        plane.kubectl("apply", "-f", "-", document=bundle(items))
+        yield plane
+
+
+@pytest.mark.parametrize("name", VALUE_SETS)
+def test_the_api_server_takes_every_manifest(name: str, prepared: ControlPlane) -> None:
+    """Server-side apply, dry run, strict about unknown fields."""
+    documents = [one for one in manifests(VALUE_SETS[name]) if one["kind"] not in PROMETHEUS_OPERATOR]
+
+    said = prepared.kubectl(
+        *("apply", "--server-side", "--dry-run=server", "--validate=strict", "--force-conflicts", "-f", "-"),
+        document=bundle(documents),
+    )
+
+    assert said.count("serverside-applied") == len(documents)
+
+
+def test_the_operator_pod_meets_the_restricted_standard(prepared: ControlPlane) -> None:
+    """The Deployment's pod, made by hand in a namespace that enforces `restricted`, is admitted."""
+    template = only("Deployment", manifests({"serviceAccount": {"create": False}}))["spec"]["template"]
+    template["metadata"]["name"] = "probe"
+
+    said = prepared.kubectl(
+        *("-n", "finetune", "apply", "--dry-run=server", "-f", "-"),
+        document=json.dumps({"apiVersion": "v1", "kind": "Pod", **template}),
+    )
+
+    assert "pod/probe created" in said
+
+
+IN_FORCE = {
+    *("ServiceAccount", "Role", "RoleBinding", "ClusterRole"),
+    *("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
+}
+HERS = [f"hers-{number}" for number in range(9)]
+"""The Secrets that Alice may read."""
+
+
+@pytest.fixture(scope="module")
+def installed(prepared: ControlPlane) -> Iterator[ControlPlane]:
+    """The chart's roles and policy for team-a, in force; and Alice, who writes jobs and sees no Secret but her own."""
+    documents = manifests({"namespaces": ["team-a"]})
+    items = bundle([one for one in documents if one["kind"] in IN_FORCE])
+    prepared.kubectl("apply", "--server-side", "-f", "-", document=items)
+    for namespace in ("team-a", "team-b"):
+        author = ("create", "role", "author", "--verb=create,get", "--resource=finetunejobs.finetune.dev")
+        prepared.kubectl("-n", namespace, *author)
+        prepared.kubectl("-n", namespace, "create", "rolebinding", "author", "--role=author", "--user=alice")
+    own = ("--verb=get", "--resource=secrets", *(f"--resource-name={name}" for name in HERS))
+    prepared.kubectl("-n", "team-a", "create", "role", "own-secrets", *own)
+    prepared.kubectl("-n", "team-a", "create", "rolebinding", "own-secrets", "--role=own-secrets", "--user=alice")
+    prepared.wait_for("the policy", lambda: refusal(prepared, {"model": "theirs"}) != "")
+    yield prepared
+    prepared.kubectl("delete", "-f", "-", document=items)
+
+
+def refusal(plane: ControlPlane, secrets: dict[str, str], namespace: str = "team-a") -> str:
+    """What the API server says to Alice's job that names these Secrets; empty when it would take it."""
+
+    def source(uri: str, secret: str | None) -> dict[str, Any]:
+        return {"uri": uri} | ({"auth": {"secretName": secret}} if secret else {})
+
+    train = [source("hf://org/data/a.jsonl", secret) for place, secret in secrets.items() if place.startswith("train")]
+    dataset: dict[str, Any] = {"train": train or [source("hf://org/data/a.jsonl", None)]}
+    for split in ("validation", "test"):
+        if split in secrets:
+            dataset[split] = {"sources": [source("hf://org/data/b.jsonl", secrets[split])]}
+    job = {
+        "apiVersion": labels.API_VERSION,
+        "kind": labels.KIND,
+        "metadata": {"name": f"secrets-{time.monotonic_ns()}", "namespace": namespace},
+        "spec": {
+            "model": source("hf://org/model", secrets.get("model")),
+            "dataset": dataset,
+            "output": {"uri": "pvc://out/a"},
+        },
+    }
+    try:
+        plane.kubectl("create", "--as=alice", "--dry-run=server", "-f", "-", document=json.dumps(job))
+    except ClusterError as problem:
+        return str(problem)
+    return ""
+
+
+@pytest.mark.parametrize("place", ["model", "train", "validation", "test"])
+def test_nobody_can_have_a_secret_mounted_that_they_cannot_read(installed: ControlPlane, place: str) -> None:
+    """Wherever a job names a Secret, its author must be allowed to get it; the refusal names the Secret."""
+    said = refusal(installed, {place: "theirs"})
+
+    assert "you may not get the Secret theirs in namespace team-a" in said
+    assert refusal(installed, {place: HERS[0]}) == ""
+
+
+def test_one_foreign_secret_among_own_ones_is_enough_to_be_refused(installed: ControlPlane) -> None:
+    """Each Secret is checked, not just the first."""
+    said = refusal(installed, {"model": HERS[0], "train": HERS[1], "test": "theirs"})
+
+    assert "you may not get the Secret theirs" in said
+    assert refusal(installed, {"model": HERS[0], "train": HERS[1], "test": HERS[0]}) == ""
+
+
+def test_a_job_may_name_eight_secrets_and_no_more(installed: ControlPlane) -> None:
+    """The check has a limit, which is said; the same Secret in 32 places counts once."""
+    places = {f"train-{number}": name for number, name in enumerate(HERS)}
+
+    assert "a job may name at most 8 different Secrets" in refusal(installed, places)
+    assert refusal(installed, dict(list(places.items())[:8])) == ""
+    assert refusal(installed, {f"train-{number}": HERS[0] for number in range(32)}) == ""
+
+
+def test_namespaces_that_are_not_served_are_left_alone(installed: ControlPlane) -> None:
+    """The policy of an operator for team-a says nothing about team-b."""
+    assert refusal(installed, {"model": "theirs"}, namespace="team-b") == ""
+
+
+def test_the_policy_fits_the_schema(installed: ControlPlane) -> None:
+    """The API server's type check of the policy's expressions against the CRD finds nothing."""
+    policy = ("get", "validatingadmissionpolicy", "ft-finetune-operator-secrets", "-o", "json")
+
+    installed.wait_for("the type check", lambda: "typeChecking" in json.loads(installed.kubectl(*policy))["status"])
+
+    assert json.loads(installed.kubectl(*policy))["status"]["typeChecking"] == {}
+
+
+def test_the_service_account_may_do_what_its_role_says_and_no_more(installed: ControlPlane) -> None:
+    """Asked of the API server: every verb of the table in its namespaces, and nothing that an attacker would like."""
+    allowed = [(verb, group, resource, "team-a") for (group, resource), verbs in JOB_VERBS.items() for verb in verbs]
+    allowed += [("update", "coordination.k8s.io", "leases:ft-finetune-operator", "finetune")]
+    denied = [
+        ("get", "", "secrets", "team-a"),
+        ("create", "", "pods", "team-a"),
+        ("create", "", "pods/exec", "team-a"),
+        ("list", "", "configmaps", "team-a"),
+        ("delete", "", "persistentvolumeclaims", "team-a"),
+        ("bind", "rbac.authorization.k8s.io", "roles", "team-a"),
+        ("patch", "finetune.dev", "finetunejobs", "team-a"),
+        ("list", "finetune.dev", "finetunejobs", "team-b"),
+        ("create", "batch", "jobs", "team-b"),
+        ("update", "coordination.k8s.io", "leases:another", "finetune"),
+    ]
+
+    answers = reviews(installed, "system:serviceaccount:finetune:ft-finetune-operator", [*allowed, *denied])
+
+    assert [question for question in allowed if not answers[question]] == []
+    assert [question for question in denied if answers[question]] == []
+
+
+Question = tuple[str, str, str, str]
+"""Verb, API group, `resource[/subresource][:name]`, namespace."""
+
+
+def reviews(plane: ControlPlane, user: str, questions: list[Question]) -> dict[Question, bool]:
+    """What `user` may do, as the API server sees it."""
+
+    def review(verb: str, group: str, resource: str, namespace: str) -> dict[str, Any]:
+        kind, _, name = resource.partition(":")
+        kind, _, subresource = kind.partition("/")
+        where = {"group": group, "resource": kind, "subresource": subresource, "name": name, "namespace": namespace}
+        spec = {"user": user, "resourceAttributes": {"verb": verb, **where}}
+        return {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}
+
+    document = bundle([review(*question) for question in questions])
+    answers = plane.kubectl("create", "-f", "-", '-o=jsonpath={.status.allowed}{" "}', document=document).split()
+    return {question: answer == "true" for question, answer in zip(questions, answers, strict=True)}
+
+
+@contextmanager
+def deployed_operator(plane: ControlPlane, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The operator as the Deployment would run it: its arguments, and no more rights than its service account has."""
+    deployment = only("Deployment", manifests({"namespaces": ["team-a"]}))
+    pod = deployment["spec"]["template"]["spec"]
+    token = plane.kubectl("-n", "finetune", "create", "token", pod["serviceAccountName"]).strip()
+    config = yaml.safe_load(plane.kubeconfig.read_text())
+    config["users"] = [{"name": user["name"], "user": {"token": token}} for user in config["users"]]
+    kubeconfig = log.with_name("kubeconfig")
+    kubeconfig.write_text(yaml.safe_dump(config))
+    arguments = [*pod["containers"][0]["args"], "--port=0"]
+    command = [sys.executable, "-m", "finetune_operator", *arguments]
+    with log.open("wb") as output:
+        environment = os.environ | {"KUBECONFIG": str(kubeconfig)}
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_those_rights_suffice_and_each_is_used(installed: ControlPlane, audit_log: Path, tmp_path: Path) -> None:
+    """A job lives its whole life, trouble and suspension included, from the Lease to its deletion after its time."""
+    job = Job(Api(installed), "team-a", "whole-life")
+    job.api.create("/api/v1/nodes", {"metadata": {"name": "played"}})
+
+    with deployed_operator(installed, tmp_path / "log") as process:
+        live(job)
+        assert process.poll() is None
+
+    requests = [json.loads(line) for line in audit_log.read_text().splitlines()]
+    assert [one["requestURI"] for one in requests if one["responseStatus"]["code"] == 403] == []
+    # The admission plugin asks for this right within the server, which audits no such question.
+    finalizers = ("finetune.dev", "finetunejobs/finalizers")
+    assert used(requests) == {key: verbs for key, verbs in (JOB_VERBS | LEASE_VERBS).items() if key != finalizers}
+
+
+def live(job: Job) -> None:
+    """From trouble through suspension to success and deletion, so that the operator needs everything that it may do."""
+    model, data = {"uri": "pvc://models/base"}, {"train": [{"uri": "configmap://data/train.jsonl"}]}
+    spec = {"model": model, "dataset": data, "output": {"uri": "pvc://out/a"}, "ttlSecondsAfterFinished": 2}
+    body = {"apiVersion": labels.API_VERSION, "kind": labels.KIND, "metadata": {"name": job.name}, "spec": spec}
+    job.api.create(JOBS.format(job.namespace), body)
+    pod = job.new_pod("prepare")
+    pod.complain('configmap "data" not found')
+    job.wait_reason("ConfigMapNotFound")
+    pod.start()
+    pod.end(0, {"stage": "prepare"})
+    pod = job.new_pod("train")
+    pod.start()
+    job.edit(suspend=True)
+    eventually(lambda: pod.reload().is_deleting(), "the pod is told to end")
+    pod.end(75, {"stage": "train", "reason": "Preempted"})
+    job.wait_phase("Suspended")
+    job.edit(suspend=False)
+    job.run_stage("train")
+    job.run_stage("publish", artifact={"uri": "pvc://out/a", "digest": "sha256:abc"})
+    eventually(lambda: job.api.get(job.path) is None, "the job is deleted after its time")
+
+
+def used(requests: list[dict[str, Any]]) -> dict[tuple[str, str], set[str]]:
+    """Verbs by API group and resource, as an audit log tells them; requests that name no resource are left out."""
+    verbs: dict[tuple[str, str], set[str]] = {}
+    for request in requests:
+        about = request.get("objectRef", {})
+        if "resource" in about:
+            parts = [about["resource"], *([about["subresource"]] if "subresource" in about else [])]
+            verbs.setdefault((about.get("apiGroup", ""), "/".join(parts)), set()).add(request["verb"])
+    return verbs
+
+
+def test_uninstalling_leaves_the_jobs(prepared: ControlPlane) -> None:
+    """`helm install`, `upgrade` and `uninstall` for real: everything goes but the definition, and with it the jobs."""
+    spec = {"model": {"uri": "hf://org/model"}, "dataset": {"train": [{"uri": "pvc://data/a.jsonl"}]}}
+    job = {"apiVersion": labels.API_VERSION, "kind": labels.KIND, "metadata": {"name": "stays", "namespace": "team-b"}}
+    job["spec"] = {**spec, "output": {"uri": "pvc://out/a"}}
+    prepared.kubectl("apply", "-f", "-", document=json.dumps(job))
+
+    def run(*arguments: str) -> None:
+        done = helm(*arguments, "--namespace=finetune", KUBECONFIG=str(prepared.kubeconfig))
+        assert done.returncode == 0, done.stderr
+
+    def names(kinds: str, namespace: str = "finetune") -> str:
+        return prepared.kubectl("-n", namespace, "get", kinds, "-o", "name")
+
+    # The definition is there already, applied by kubectl: Helm is told to take it over.
+    run("install", "real", str(CHART), "--take-ownership", "--force-conflicts")
+    run("upgrade", "real", str(CHART), "--set=replicas=2")
+    assert "poddisruptionbudget.policy/real-finetune-operator" in names("poddisruptionbudgets")
+    run("uninstall", "real")
+
+    assert "real-" not in names("deployments,services,serviceaccounts,roles,rolebindings,poddisruptionbudgets")
+    assert names("finetunejobs", "team-b").split() == ["finetunejob.finetune.dev/stays"]

@@ -1,0 +1,146 @@
+"""Servers on loopback: the part of the Hugging Face Hub that its client asks for, and files over https."""
+
+import hashlib
+import json
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Repository:
+    """A repository of the fake hub; `token` is the one that may read it."""
+
+    files: dict[str, bytes]
+    gated: bool = False
+    token: str | None = None
+
+
+@dataclass
+class Answer:
+    """What the https server says at a path; `failures` are HTTP codes that it says first."""
+
+    body: bytes = b""
+    code: int = 200
+    token: str | None = None
+    failures: list[int] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def hub(repositories: dict[str, Repository]) -> Iterator["Server"]:
+    """A hub with `models/org/name` and `datasets/org/name`, each with one branch, main, at COMMIT."""
+
+    class Handler(Quiet):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            self.seen.append(f"{self.command} {self.path}")
+            parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+            about = parts[0] == "api"
+            kind = parts[1] if about else "datasets" if parts[0] == "datasets" else "models"
+            parts = parts[2:] if about else parts[1:] if parts[0] == "datasets" else parts
+            found = repositories.get(f"{kind}/{'/'.join(parts[:2])}")
+            rest = parts[2:]
+            if found is None or (found.token and self.headers.get("Authorization") != f"Bearer {found.token}"):
+                code = "GatedRepo" if found and found.gated else "RepoNotFound"
+                return self.say(401, b"", {"X-Error-Code": code, "X-Error-Message": "no"})
+            revision = rest[1] if len(rest) > 1 else "main"
+            if revision not in ("main", COMMIT):
+                return self.say(404, b"", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "no"})
+            if about:
+                return self.say(200, self.page("/".join(parts[:2]), found), {"Content-Type": "application/json"})
+            content = found.files["/".join(rest[2:])]
+            return self.say(200, content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
+
+        def page(self, name: str, found: Repository) -> bytes:
+            files = [{"rfilename": path, "size": len(content)} for path, content in found.files.items()]
+            return json.dumps({"id": name, "sha": COMMIT, "siblings": files}).encode()
+
+    with serving(Handler) as server:
+        yield server
+
+
+@contextmanager
+def https(answers: dict[str, Answer], folder: Path) -> Iterator["Server"]:
+    """A server of files over TLS; its certificate is `folder`/cert.pem."""
+
+    class Handler(Quiet):
+        def do_GET(self) -> None:
+            self.seen.append(f"{self.path} {self.headers.get('Authorization')}")
+            answer = answers.get(self.path, Answer(code=404))
+            if answer.failures:
+                return self.say(answer.failures.pop(0), b"", {})
+            if answer.token and self.headers.get("Authorization") != f"Bearer {answer.token}":
+                return self.say(401, b"", {})
+            return self.say(answer.code, answer.body, answer.headers)
+
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run(
+        [*command, "-keyout", folder / "key.pem", "-out", folder / "cert.pem"], check=True, capture_output=True
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    with serving(Handler, context) as server:
+        yield server
+
+
+class Quiet(BaseHTTPRequestHandler):
+    seen: list[str]
+
+    def say(self, code: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(code)
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@dataclass
+class Server:
+    """A running server: its address and the requests that it has seen."""
+
+    url: str
+    seen: list[str]
+
+
+@contextmanager
+def serving(handler: type[Quiet], context: ssl.SSLContext | None = None) -> Iterator[Server]:
+    handler.seen = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        scheme = "http" if context is None else "https"
+        yield Server(f"{scheme}://localhost:{server.server_address[1]}", handler.seen)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

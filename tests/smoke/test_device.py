@@ -1,0 +1,36 @@
+"""The machine under the trainer. Theory: a container's cores are what its cgroup grants, not what the host has."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune_trainer.device import compute_dtype, cpu_limit
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "180000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 65536),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 65536),
+        ({}, 65536),
+        ({"cpu.max": "garbage"}, 65536),
+    ],
+)
+def test_the_cgroup_limits_the_threads(tmp_path: Path, files: dict[str, str], cores: int) -> None:
+    """Version 2 and version 1; a started core counts whole; no limit and no cgroup mean no limit."""
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert cpu_limit(tmp_path) == cores
+
+
+def test_precision_can_be_fixed() -> None:
+    """fp32 and bf16 are taken as asked, whatever the device would choose."""
+    cpu = torch.device("cpu")
+    assert compute_dtype("fp32", cpu) is torch.float32
+    assert compute_dtype("bf16", cpu) is torch.bfloat16

@@ -1,0 +1,195 @@
+"""Every objective with every method, on decoders and an encoder: it learns, it moves what it should, it can be
+interrupted, and what it publishes is what it trained.
+
+Theory: objectives and methods know nothing of each other, so each test is written once and holds for all pairs.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune_api.exits import ExitCode
+from finetune_api.status import EvaluationResult
+from finetune_trainer import modelling, results
+from finetune_trainer.failures import Failure
+from finetune_trainer.finetuner import FineTuner
+from finetune_trainer.methods import METHODS
+from finetune_trainer.publish import publish
+from finetune_trainer.report import Progress
+from training import PAIRS, STEPS, Pair, Prepared, StopAfter, prepared
+
+LATEST = f"step-{STEPS:08d}"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An uninterrupted run."""
+
+    prepared: Prepared
+    """As it was before: on a workspace of its own."""
+    trained: Prepared
+    evaluation: EvaluationResult
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids=str)
+def pair(request: pytest.FixtureRequest) -> Pair:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def finished(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    folder = tmp_path_factory.mktemp(str(pair))
+    before = prepared(folder, pair)
+    trained = before.copy(folder / "trained")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield Finished(before, trained, trained.train().evaluation)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_training_lowers_the_loss(finished: Finished) -> None:
+    """The training loss falls, and so does the held-out loss of what is kept."""
+    history = results.read(finished.trained.workspace.result).state.history
+    losses = [event.loss for event in history if event.loss is not None]
+    assert len(losses) == STEPS
+    assert min(losses[-2:]) < losses[0]
+    assert finished.evaluation.tuned.loss < finished.evaluation.base.loss
+
+
+def test_the_artifact_is_the_model_that_was_measured(finished: Finished) -> None:
+    """The files in the result, over a freshly loaded base, score exactly what the report says of the tuned model."""
+    trained = finished.trained
+    tuner = trained.tuner()
+    with torch.no_grad():  # a fresh head must not survive by chance
+        for parameter in tuner.model.parameters():
+            if parameter.requires_grad:
+                parameter.zero_()
+    tuner.model = reopened(trained, tuner)
+    metrics, _ = tuner.assess(trained.stage().rows("test"), lambda: None)
+    assert metrics == finished.evaluation.tuned
+
+
+def test_exactly_the_parameters_of_the_method_move(finished: Finished) -> None:
+    """Whatever requires a gradient changes, everything else keeps every bit, and prepare has counted the same."""
+    tuner = finished.prepared.tuner()
+    before = {name: parameter.detach().clone() for name, parameter in tuner.model.named_parameters()}
+    tuner.train()
+    moved = {name for name, parameter in tuner.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {name for name, parameter in tuner.model.named_parameters() if parameter.requires_grad}
+    run = finished.prepared.run
+    page = finished.prepared.stage().page
+    counted = modelling.plan_parameters(Path(page.model_path), run.spec, page.labels)
+    parameters = list(tuner.model.parameters())
+    assert counted == (sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad))
+
+
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(finished: Finished, tmp_path: Path) -> None:
+    """SIGTERM after three of eight steps, with dropout, accumulation and a schedule: the same weights, moments and losses."""
+    again = finished.prepared.copy(tmp_path / "workspace")
+    with pytest.raises(Failure) as stopped:
+        again.train(StopAfter(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert stopped.value.code == ExitCode.STOPPED
+    assert (again.workspace.checkpoints / "step-00000003").is_dir()
+    progress = Progress("train")
+    report = again.train(progress)
+    assert progress.snapshot().resumed_from_step == 3
+    assert report.evaluation == finished.evaluation
+    assert states(again) == states(finished.trained)
+    assert losses(again) == losses(finished.trained)
+
+
+def test_a_finished_run_is_not_trained_again(finished: Finished) -> None:
+    """A retried train returns the same report at once and touches nothing."""
+    page = finished.trained.workspace.result / results.PAGE
+    written = page.stat().st_mtime_ns
+    progress = Progress("train")
+    assert finished.trained.train(progress).evaluation == finished.evaluation
+    assert progress.snapshot().activity == "starting"
+    assert page.stat().st_mtime_ns == written
+
+
+@pytest.fixture(scope="module")
+def published(finished: Finished) -> Path:
+    run, workspace = finished.trained.run, finished.trained.workspace
+    publish(run, workspace, Progress("publish"))
+    return run.locate(run.spec.output.uri)
+
+
+@pytest.fixture(scope="module")
+def plain_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator["PlainPython"]:
+    interpreter = PlainPython()
+    yield interpreter
+    interpreter.close()
+
+
+def test_the_card_loads_the_artifact_in_a_fresh_process(
+    finished: Finished, published: Path, plain_python: "PlainPython"
+) -> None:
+    """The README's code, in a process that knows only peft and transformers, gives logits with no difference at all."""
+    code = (published / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    ids = finished.trained.stage().rows("test")[0][0]["input_ids"].tolist()
+    theirs = plain_python.logits(published, code, ids)
+    model = reopened(finished.trained, finished.trained.tuner()).eval()
+    with torch.no_grad():
+        ours = model(input_ids=torch.tensor([ids])).logits
+    assert torch.equal(torch.tensor(theirs), ours)
+
+
+class PlainPython:
+    """One fresh interpreter without our package, for all artifacts: importing torch anew for each would take minutes."""
+
+    LOOP = (
+        "import json, os, sys, torch\n"
+        "torch.set_num_threads(1)\n"
+        "for line in sys.stdin:\n"
+        "    task = json.loads(line); os.chdir(task['folder']); names = {}\n"
+        "    exec(task['code'], names)\n"
+        "    with torch.no_grad(): logits = names['model'].eval()(input_ids=torch.tensor([task['ids']])).logits\n"
+        "    assert 'finetune_trainer' not in sys.modules\n"
+        "    print('LOGITS', json.dumps(logits.tolist()), flush=True)\n"
+    )
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-c", self.LOOP]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def logits(self, folder: Path, code: str, ids: list[int]) -> Any:
+        self._process.stdin.write(json.dumps({"folder": str(folder), "code": code, "ids": ids}) + "\n")
+        self._process.stdin.flush()
+        answer = next(line for line in self._process.stdout if line.startswith("LOGITS "))
+        return json.loads(answer.removeprefix("LOGITS "))
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+
+def reopened(trained: Prepared, tuner: FineTuner) -> Any:
+    """The artifact in the result folder, over the base model."""
+    page = trained.stage().page
+    base = modelling.load(Path(page.model_path), tuner.head(tuple(page.labels)), page.pad_token_id)
+    return METHODS[trained.run.spec.method.kind].reopen(base, trained.workspace.result / results.ARTIFACT)
+
+
+def states(run: Prepared) -> dict[str, bytes]:
+    """Every tensor of the last checkpoint, weights and optimizer, as bytes."""
+    folder = run.workspace.checkpoints / LATEST
+    files = [
+        load_file(folder / name) for name in ("weights.safetensors", "optimizer.safetensors", "random.safetensors")
+    ]
+    return {name: tensor.numpy().tobytes() for tensors in files for name, tensor in tensors.items()}
+
+
+def losses(run: Prepared) -> list[tuple[int, float | None, float | None]]:
+    history = results.read(run.workspace.result).state.history
+    return [(event.step, event.loss, event.eval_loss) for event in history]

@@ -1,0 +1,97 @@
+"""What the tests of the train stage share: every pair of objective and method on models made in a moment, prepared for real."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import preparing
+import tiny
+from finetune_api.run import Run
+from finetune_trainer.callbacks import StopRequest
+from finetune_trainer.finetuner import FineTuner
+from finetune_trainer.report import Progress
+from finetune_trainer.train import Stage, assemble, stage_of, train
+from finetune_trainer.workspace import Workspace
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread only costs on models of this size
+
+MODELS = {"llama": tiny.llama, "gpt2": tiny.gpt2, "bert": tiny.bert}
+METHODS: dict[str, dict[str, Any]] = {"lora": {"rank": 8, "dropout": 0.1}, "full": {}}
+STEPS = 8
+TRAINING = {"maxSteps": STEPS, "batchSize": 8, "microBatchSize": 4, "learningRate": 3e-3, "precision": "fp32"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One model with one objective and one method."""
+
+    model: str
+    objective: str
+    method: str
+
+    def __str__(self) -> str:
+        return f"{self.model}-{self.objective}-{self.method}"
+
+
+PAIRS = [
+    *(Pair(model, objective, method) for model in ("llama", "gpt2") for objective in ("sft", "classification") for method in METHODS),
+    *(Pair("bert", "classification", method) for method in METHODS),
+]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run and the workspace that prepare left for it."""
+
+    run: Run
+    workspace: Workspace
+
+    def train(self, progress: Progress | None = None, stop: StopRequest | None = None) -> Any:
+        return train(self.run, self.workspace, progress or Progress("train"), stop)
+
+    def stage(self) -> Stage:
+        return stage_of(self.run, self.workspace, Progress("train"), StopRequest())
+
+    def tuner(self) -> FineTuner:
+        """As `train` would put it together."""
+        torch.manual_seed(self.run.spec.training.seed)
+        return assemble(self.stage())
+
+    def copy(self, folder: Path) -> "Prepared":
+        """The same run on a workspace of its own."""
+        shutil.copytree(self.workspace.root, folder)
+        return Prepared(self.run.model_copy(update={"workspace": str(folder)}), Workspace(folder))
+
+
+class StopAfter(Progress):
+    """Asks the run to stop once `step` steps are reported; `ask` does the asking."""
+
+    def __init__(self, step: int, ask: Any) -> None:
+        super().__init__("train")
+        self._stop_at, self._ask = step, ask
+
+    def update(self, **fields: Any) -> None:
+        super().update(**fields)
+        if fields.get("step", 0) >= self._stop_at and fields.get("loss") is not None:
+            self._ask()
+
+
+def prepared(folder: Path, pair: Pair, records: int = 40, dataset: dict[str, Any] | None = None, **spec: Any) -> Prepared:
+    """A prepared run of `pair`; `spec` adds stanzas, whose keys replace those that are there."""
+    model = MODELS[pair.model](folder / "model")
+    rows = tiny.completions(records) if pair.objective == "sft" else tiny.labelled(records)
+    stanzas = {
+        "objective": {pair.objective: {}},
+        "method": {pair.method: METHODS[pair.method]},
+        "training": TRAINING | spec.pop("training", {}),
+        "evaluation": {"everySteps": 2} | spec.pop("evaluation", {}),
+        "dataset": {"validation": {"fraction": 0.2}, "test": {"fraction": 0.2}} | (dataset or {}),
+    }
+    run = preparing.run_of(folder, tiny.jsonl(folder / "data.jsonl", rows), model={"uri": f"file://{model}"}, **stanzas, **spec)
+    run = run.model_copy(update={"spec": run.spec.resolved()})
+    _, _, workspace = preparing.prepared(run)
+    return Prepared(run, workspace)

@@ -1,0 +1,140 @@
+"""Why a pod ended, and what a pod waits for: each word that Kubernetes uses, as a reason of ours."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from finetune_api.reasons import Reason
+from finetune_operator.diagnosis import ending, obstacle, stage_report
+from unit.observed import NOW, at, ended, pod, running
+
+
+def test_a_running_pod_has_not_ended() -> None:
+    """No ending, no obstacle."""
+    assert ending(running("train")) is None
+    assert obstacle(running("train"), NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (0, Reason.SUCCEEDED),
+        (64, Reason.BAD_SPEC),
+        (65, Reason.DATASET_INVALID),
+        (66, Reason.INPUT_UNAVAILABLE),
+        (70, Reason.INTERNAL_ERROR),
+        (73, Reason.OUTPUT_NOT_WRITABLE),
+        (75, Reason.PREEMPTED),
+        (76, Reason.DIVERGED),
+        (77, Reason.ACCESS_DENIED),
+        (78, Reason.UNSUPPORTED),
+        (137, Reason.OUT_OF_MEMORY),
+        (143, Reason.PREEMPTED),
+        (1, Reason.INTERNAL_ERROR),
+        (255, Reason.INTERNAL_ERROR),
+    ],
+)
+def test_an_exit_code_without_a_report(code: int, reason: Reason) -> None:
+    """The contract's codes mean what they say; every other one is a defect."""
+    end = ending(ended("train", code))
+    assert end is not None
+    assert end.reason is reason
+
+
+def test_a_write_that_fails_in_publish_is_a_failed_push() -> None:
+    """The same code means another thing where the output is written."""
+    end = ending(ended("publish", 73))
+    assert end is not None
+    assert end.reason is Reason.ARTIFACT_PUSH_FAILED
+
+
+def test_a_disrupted_pod_is_preempted_whatever_its_code() -> None:
+    """Killed for want of time after an eviction, it is still not out of memory."""
+    end = ending(ended("train", 137, disruption="node is drained"))
+    assert end is not None
+    assert (end.reason, end.message) == (Reason.PREEMPTED, "node is drained")
+
+
+def test_the_kernels_kill_outweighs_a_report_of_a_defect() -> None:
+    """When only a child of the trainer was killed, the trainer sees a defect; the kubelet knows better."""
+    message = json.dumps({"stage": "prepare", "reason": "InternalError", "message": "a worker died"})
+    end = ending(ended("prepare", 70, reason="OOMKilled", message=message))
+    assert end is not None
+    assert end.reason is Reason.OUT_OF_MEMORY
+
+
+def test_a_pod_that_is_lost_without_a_container() -> None:
+    """Evicted before it ran: it is tried again, in the kubelet's words."""
+    end = ending(pod("train", phase="Failed", end_reason="Evicted", end_message="disk pressure"))
+    assert end is not None
+    assert (end.reason, end.message) == (Reason.RETRYING, "Evicted: disk pressure")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "",
+        "{",
+        json.dumps({"stage": "publish"}),
+        json.dumps({"stage": "train", "plan": {"totalSteps": 2**60}}),
+        json.dumps(
+            {"stage": "train", "evaluation": {"samples": [{"prompt": "a", "before": "b", "after": "c" * 5000}]}}
+        ),
+    ],
+)
+def test_what_is_not_a_report_of_this_stage_is_none(message: str) -> None:
+    """Garbage, another stage's, or what the API server would refuse: as if nothing had been left."""
+    assert stage_report(ended("train", 0, message=message)) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.", Reason.UNSCHEDULABLE),
+        ("0/3 nodes are available: 3 node(s) didn't find available persistent volumes to bind.", Reason.UNSCHEDULABLE),
+        ("pod has unbound immediate PersistentVolumeClaims.", Reason.VOLUME_NOT_READY),
+        ('persistentvolumeclaim "datasets" not found.', Reason.VOLUME_NOT_READY),
+    ],
+)
+def test_the_schedulers_refusals(words: str, reason: Reason) -> None:
+    """A claim that is not there or not bound is a volume that is not ready; all else is unschedulable."""
+    found = obstacle(pod("train", refused_since=at(-10), refusal=words), NOW)
+    assert found is not None
+    assert (found.reason, found.message) == (reason, words)
+
+
+def test_a_refusal_counts_after_a_moment() -> None:
+    """While a fresh volume is being bound the scheduler refuses for a second or two: that is no news."""
+    refused = pod("train", refused_since=at(0), refusal="pod has unbound immediate PersistentVolumeClaims.")
+    assert obstacle(refused, NOW + timedelta(seconds=2)) is None
+    assert obstacle(refused, NOW + timedelta(seconds=4)) is not None
+
+
+@pytest.mark.parametrize(
+    ("waiting", "message", "reason"),
+    [
+        ("ErrImagePull", "denied", Reason.IMAGE_PULL_FAILED),
+        ("ImagePullBackOff", "Back-off", Reason.IMAGE_PULL_FAILED),
+        ("ErrImageNeverPull", "absent", Reason.IMAGE_PULL_FAILED),
+        ("CreateContainerConfigError", 'secret "hub" not found', Reason.SECRET_NOT_FOUND),
+        ("CreateContainerConfigError", 'configmap "c" not found', Reason.CONFIG_MAP_NOT_FOUND),
+        ("CreateContainerError", "no such user", Reason.RETRYING),
+    ],
+)
+def test_what_the_container_waits_for(waiting: str, message: str, reason: Reason) -> None:
+    """The kubelet's waiting reasons."""
+    found = obstacle(pod("train", is_scheduled=True, waiting=waiting, waiting_message=message), NOW)
+    assert found is not None
+    assert found.reason is reason
+
+
+def test_a_cache_that_lags_is_no_obstacle() -> None:
+    """A fresh pod's kubelet says once that its caches are not synchronised, and goes on."""
+    fresh = pod("train", is_scheduled=True, waiting="ContainerCreating")
+    lagging = replace(fresh, complaints=("failed to sync configmap cache: timed out",))
+    assert obstacle(fresh, NOW) is None
+    assert obstacle(lagging, NOW) is None

@@ -1,0 +1,322 @@
+"""What is done about a job: pure decisions, first one by one, then as laws that hold in a random world.
+
+The world below holds what an API server, the Job controller and a kubelet would. A state machine does to it what people
+and clusters do, lets the planner decide, and checks after each decision the laws that keep runs safe.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from finetune_api.reasons import Phase, Reason
+from finetune_api.run import Run
+from finetune_api.status import Attempt, FineTuneJobStatus
+from finetune_operator.facts import STAGES, Observed, Pod, StageJob, StageName, Termination, timestamp
+from finetune_operator.plan import Plan, plan
+from finetune_operator.status import is_finished, next_stage
+from unit.observed import METADATA, NOW, SETTINGS, at, ended, observed, pod, running, spec, stage_job
+
+ARTIFACT = json.dumps({"stage": "publish", "artifact": {"uri": "pvc://models/support-bot", "digest": "sha256:abc"}})
+
+
+def decide(seen: Observed, seconds: float = 0) -> Plan:
+    return plan(seen, SETTINGS, NOW + timedelta(seconds=seconds))
+
+
+def after(seen: Observed, seconds: float = 0) -> FineTuneJobStatus:
+    """The status that is decided upon."""
+    status = decide(seen, seconds).status
+    assert status is not None
+    return status
+
+
+def kinds(decided: Plan) -> list[str]:
+    return [f"{one['kind']} {one['metadata']['name']}" for one in decided.create]
+
+
+def reason(status: FineTuneJobStatus) -> str:
+    return next(one.reason for one in status.conditions if one.type == "Progressing")
+
+
+def test_a_new_job_gets_its_run_its_workspace_and_its_first_job() -> None:
+    """In this order: what a pod needs is there before the pod."""
+    decided = decide(observed(started=False))
+    prefix = "support-bot-0a1b2"
+    assert kinds(decided) == [
+        f"ConfigMap {prefix}-run",
+        f"PersistentVolumeClaim {prefix}-workspace",
+        f"Job {prefix}-prepare",
+    ]
+    assert decided.status is not None
+    assert decided.status.phase == Phase.PREPARING
+
+
+def test_a_frozen_run_is_what_later_jobs_are_made_of() -> None:
+    """Another operator image or default does not reach a run that has begun."""
+    seen = observed(stage_job("prepare", is_complete=True), ended("prepare", 0))
+    assert seen.run is not None
+    seen = replace(seen, run=seen.run.model_copy(update={"trainer_image": "old:1"}))
+    (train,) = decide(seen).create
+    assert train["spec"]["template"]["spec"]["containers"][0]["image"] == "old:1"
+
+
+def test_nothing_is_made_while_an_old_pod_is_alive() -> None:
+    """Two pods never share a workspace."""
+    leftover = running("train", is_deleting=True)
+    seen = observed(leftover, status=FineTuneJobStatus(phase="Training"))
+    assert decide(seen).create == ()
+    assert f"waiting for {leftover.name}" in next(
+        one.message for one in after(seen).conditions if one.type == "Progressing"
+    )
+
+
+def test_a_suspended_job_loses_its_kubernetes_job_and_waits_for_the_pod() -> None:
+    """First Suspending, then Suspended: only then is the GPU free."""
+    seen = observed(stage_job("prepare"), running("prepare"), spec=spec(suspend=True))
+    assert [job.stage for job in decide(seen).delete] == ["prepare"]
+    assert reason(after(seen)) == Reason.SUSPENDING
+    gone = observed(spec=spec(suspend=True), status=after(seen))
+    assert decide(gone).delete == ()
+    assert reason(after(gone)) == Reason.SUSPENDED
+
+
+def test_a_stage_that_is_complete_is_not_deleted_by_a_suspension() -> None:
+    """Its result counts; the next stage waits for the resume."""
+    seen = observed(stage_job("prepare", is_complete=True), ended("prepare", 0), spec=spec(suspend=True))
+    assert (decide(seen).delete, decide(seen).create) == ((), ())
+    assert next_stage(after(seen)) == "train"
+
+
+def test_the_deadline_adds_up_attempts() -> None:
+    """60 s of an earlier attempt and 30 s of this one are 90."""
+    earlier = Attempt(number=1, pod="old", started_at=at(-500), finished_at=at(-440))
+    old = FineTuneJobStatus(phase="Training", attempts=[earlier])
+    seen = observed(stage_job("train"), running("train", since=0), status=old, spec=spec(deadlineSeconds=100))
+    seen = replace(seen, status=after(replace(seen, jobs={"prepare": stage_job("prepare", is_complete=True)})))
+    assert after(seen, 30).phase != Phase.FAILED
+    assert decide(seen, 30).requeue_after == 10.1
+    failed = decide(seen, 41)
+    assert failed.status is not None
+    assert (failed.status.phase, reason(failed.status)) == (Phase.FAILED, Reason.DEADLINE_EXCEEDED)
+    assert [job.stage for job in failed.delete] == ["train"]
+
+
+def test_the_time_to_live_counts_from_the_end() -> None:
+    """Before it the job is looked at again in time, after it the job goes; nothing else happens to a finished job."""
+    publish = [stage_job("publish", is_complete=True), ended("publish", 0, message=ARTIFACT)]
+    done = after(observed(*publish, stage_job("prepare", is_complete=True), stage_job("train", is_complete=True)))
+    assert done.phase == Phase.SUCCEEDED
+    seen = observed(status=done, spec=spec(ttlSecondsAfterFinished=60))
+    assert decide(seen, 20).requeue_after == 40
+    assert decide(seen, 60).expire
+    assert decide(observed(status=done), 1e6) == Plan()
+
+
+def test_a_kubernetes_job_that_waits_for_admission_is_queued() -> None:
+    """Nothing is deleted, nothing is made: its `suspend` is Kueue's."""
+    seen = observed(
+        stage_job("prepare", is_complete=True),
+        stage_job("train", is_suspended=True),
+        spec=spec(scheduling={"queue": "q"}),
+    )
+    decided = decide(seen)
+    assert (decided.create, decided.delete) == ((), ())
+    assert after(seen).phase == Phase.QUEUED
+
+
+def test_an_event_is_told_once() -> None:
+    """The same state seen again tells nothing."""
+    seen = observed(stage_job("prepare", failure="PodFailurePolicy"), ended("prepare", 65))
+    first = decide(seen)
+    assert [event.reason for event in first.events] == [Reason.DATASET_INVALID]
+    assert decide(replace(seen, status=after(seen))).events == ()
+
+
+def test_lost_steps_and_wasted_gpu_time_are_counted() -> None:
+    """Of 100 steps in 100 s, 25 were done again: a quarter of the GPU time was wasted."""
+    killed = json.dumps({"stage": "train", "progress": {"stage": "train", "step": 100}})
+    resumed = json.dumps({"stage": "train", "progress": {"stage": "train", "resumedFromStep": 75, "step": 200}})
+    seen = observed(
+        stage_job("prepare", is_complete=True),
+        stage_job("train", is_complete=True),
+        ended("train", 75, 1, 0, 100, message=killed, disruption="drained"),
+        ended("train", 0, 2, 150, 300, message=resumed),
+    )
+    status = after(seen)
+    assert status.recovery is not None
+    assert status.usage is not None
+    assert (status.recovery.restarts, status.recovery.steps_lost) == (1, 25)
+    assert (status.usage.gpu_seconds, status.usage.wasted_gpu_seconds) == (250, 25)
+
+
+class World(RuleBasedStateMachine):
+    """A cluster in which things happen in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = NOW
+        self.spec = spec(retry={"limit": 2})
+        self.status = FineTuneJobStatus()
+        self.run: Run | None = None
+        self.has_workspace = False
+        self.jobs: dict[StageName, StageJob] = {}
+        self.pods: list[Pod] = []
+        self.numbers = 0
+        self.ends: set[str] = set()
+
+    def observe(self) -> Observed:
+        return Observed(
+            METADATA, self.spec, self.status, "", self.run, self.has_workspace, dict(self.jobs), tuple(self.pods)
+        )
+
+    def act(self) -> None:
+        """One reconcile: decide, and do what was decided."""
+        decided = plan(self.observe(), SETTINGS, self.now)
+        for job in decided.delete:
+            assert self.jobs[job.stage].uid == job.uid
+            del self.jobs[job.stage]
+            self.pods = [replace(one, is_deleting=True) if one.owner == job.uid else one for one in self.pods]
+            self.pods = [one for one in self.pods if not (one.is_deleting and (one.is_over or not one.running_since))]
+        for manifest in decided.create:
+            self.create(manifest)
+        if decided.status is not None:
+            self.status = decided.status
+
+    def create(self, manifest: dict[str, Any]) -> None:
+        if manifest["kind"] == "ConfigMap":
+            assert self.run is None
+            self.run = Run.model_validate_json(manifest["data"]["run.json"])
+        elif manifest["kind"] == "PersistentVolumeClaim":
+            assert not self.has_workspace
+            self.has_workspace = True
+        else:
+            stage = manifest["metadata"]["labels"]["finetune.dev/stage"]
+            assert stage not in self.jobs, "a second Job of one stage"
+            assert all(one.is_over for one in self.pods), "a Job beside a living pod"
+            self.numbers += 1
+            self.jobs[stage] = replace(stage_job(stage), uid=f"job-{self.numbers}")
+
+    def change(self, old: Pod, new: Pod) -> None:
+        self.pods = [new if one is old else one for one in self.pods]
+
+    def living(self) -> Pod | None:
+        return next((one for one in self.pods if not one.is_over), None)
+
+    @rule()
+    def reconcile(self) -> None:
+        self.act()
+
+    @rule(steps=st.integers(1, 2))
+    def go_on(self, steps: int) -> None:
+        """For a while everything goes well: without it, chance would never reach the later stages."""
+        for _ in range(steps):
+            self.make_pod()
+            self.start_pod()
+            self.act()
+            self.now += timedelta(seconds=1)
+            self.end_pod(0)
+            self.judge_jobs()
+            self.act()
+
+    @rule()
+    def make_pod(self) -> None:
+        """The Job controller makes the pod that an unfinished Job lacks."""
+        for stage, job in self.jobs.items():
+            alive = [one for one in self.pods if one.owner == job.uid and not one.is_over]
+            if not job.is_finished and not alive:
+                self.numbers += 1
+                made = pod(stage, self.numbers, is_scheduled=True)
+                self.pods.append(replace(made, owner=job.uid, created_at=timestamp(self.now)))
+
+    @rule()
+    def start_pod(self) -> None:
+        one = self.living()
+        if one is not None and not one.running_since and not one.is_deleting:
+            self.change(one, replace(one, phase="Running", running_since=timestamp(self.now)))
+
+    @rule(code=st.sampled_from([0, 0, 0, 1, 65, 75, 137]))
+    def end_pod(self, code: int) -> None:
+        """The container ends; a pod that is being deleted then goes."""
+        one = self.living()
+        if one is None or not one.running_since:
+            return
+        message = ARTIFACT if one.stage == "publish" and code == 0 else ""
+        termination = Termination(code, "", message, one.running_since, timestamp(self.now))
+        over = replace(one, phase="Failed" if code else "Succeeded", termination=termination, running_since="")
+        self.change(one, over)
+        if one.is_deleting:
+            self.pods = [left for left in self.pods if left is not over]
+
+    @rule()
+    def judge_jobs(self) -> None:
+        """The Job controller sees how pods ended."""
+        for stage, job in self.jobs.items():
+            codes = [one.termination.exit_code for one in self.pods if one.owner == job.uid and one.termination]
+            if 0 in codes:
+                self.jobs[stage] = replace(job, is_complete=True)
+            elif 65 in codes:
+                self.jobs[stage] = replace(job, failure="PodFailurePolicy")
+            elif len(codes) > 2:
+                self.jobs[stage] = replace(job, failure="BackoffLimitExceeded")
+
+    @rule(suspend=st.sampled_from([False, False, True]))
+    def set_suspend(self, suspend: bool) -> None:
+        self.spec = self.spec.model_copy(update={"suspend": suspend})
+
+    @rule(deadline=st.sampled_from([None, 30, 3600]))
+    def set_deadline(self, deadline: int | None) -> None:
+        self.spec = self.spec.model_copy(update={"deadline_seconds": deadline})
+
+    @rule(seconds=st.integers(1, 20))
+    def pass_time(self, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    @rule(stage=st.sampled_from(STAGES))
+    def delete_a_child_by_hand(self, stage: StageName) -> None:
+        job = self.jobs.pop(stage, None)
+        if job is not None:
+            self.pods = [one for one in self.pods if one.owner != job.uid or one.running_since]
+            self.pods = [replace(one, is_deleting=True) if one.owner == job.uid else one for one in self.pods]
+
+    @precondition(lambda self: self.status.phase is not None)
+    @invariant()
+    def deciding_again_changes_nothing(self) -> None:
+        """A few looks settle what one look set off; the next, with nothing new, does and writes nothing."""
+        before = self.observe()
+        again = World.__new__(World)
+        again.__dict__ = {**self.__dict__, "jobs": dict(self.jobs), "pods": list(self.pods)}
+        for _ in range(3):
+            again.act()
+        decided = plan(again.observe(), SETTINGS, self.now)
+        assert (decided.create, decided.delete, decided.events) == ((), (), ())
+        assert decided.status in (None, again.status)
+        assert self.observe() == before
+
+    @invariant()
+    def an_end_is_an_end(self) -> None:
+        """A finished job never becomes another one, and succeeded only with a digest."""
+        if is_finished(self.status):
+            self.ends.add(str(self.status.phase))
+            assert self.status.finished_at is not None
+        assert len(self.ends) < 2
+        assert self.ends <= {str(self.status.phase)}
+        if self.status.phase == Phase.SUCCEEDED:
+            assert self.status.artifact is not None
+            assert self.status.artifact.digest
+
+    @invariant()
+    def attempts_are_numbered_and_one_runs_at_most(self) -> None:
+        numbers = [attempt.number for attempt in self.status.attempts]
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert sum(attempt.finished_at is None for attempt in self.status.attempts) <= 1
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(max_examples=60, stateful_step_count=60, deadline=None, derandomize=True)

@@ -1,0 +1,98 @@
+"""What people are told: conditions whose times mean something, attempts that become history, and a next step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+
+from finetune_api.events import ProgressReport
+from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
+from finetune_api.status import Attempt, FineTuneJobStatus, Progress
+from finetune_operator.facts import Observed
+from finetune_operator.plan import judge
+from finetune_operator.status import condition, milestones, settled_progress, summarise, with_next_step
+from unit.observed import NOW, at, ended, observed, running, stage_job
+
+PREPARED = stage_job("prepare", is_complete=True)
+
+
+def summary(seen: Observed, seconds: float = 0) -> FineTuneJobStatus:
+    now = NOW + timedelta(seconds=seconds)
+    reached = milestones(seen)
+    return summarise(seen, reached, judge(seen, reached, now), now)
+
+
+def test_a_transition_time_moves_only_with_the_status() -> None:
+    """Reason and message may change; the time says since when it holds."""
+    first = summary(observed(PREPARED, stage_job("train")))
+    later = summary(observed(PREPARED, stage_job("train"), running("train"), status=first), 60)
+    assert condition(first, ConditionType.PROGRESSING).reason == Reason.STARTING
+    assert condition(later, ConditionType.PROGRESSING).reason == Reason.TRAINING
+    assert condition(later, ConditionType.PROGRESSING).last_transition_time == at(0)
+
+
+def test_nothing_new_gives_the_same_status() -> None:
+    """Equal to the last byte, whatever the time: that is why nothing is written at rest."""
+    seen = observed(PREPARED, stage_job("train"), running("train"))
+    once = summary(seen)
+    assert summary(replace(seen, status=once), 3600) == once
+
+
+def test_an_ended_attempt_is_history() -> None:
+    """Its pod may vanish and its figures stay."""
+    past = Attempt(number=1, pod="gone", started_at=at(-100), finished_at=at(-50), reason="Preempted", to_step=40)
+    old = FineTuneJobStatus(phase="Training", attempts=[past])
+    attempts = summary(observed(PREPARED, stage_job("train"), running("train"), status=old)).attempts
+    assert attempts[0] == past
+    assert (attempts[1].number, attempts[1].finished_at) == (2, None)
+
+
+def test_a_pod_that_vanished_while_it_ran_has_ended() -> None:
+    """Nobody saw how: it counts as preempted, at the last step that it showed."""
+    lost = Attempt(number=1, pod="gone", started_at=at(-100))
+    old = FineTuneJobStatus(phase="Training", attempts=[lost], progress=Progress(stage="train", step=33))
+    (attempt,) = summary(observed(PREPARED, stage_job("train"), status=old)).attempts
+    assert (attempt.reason, attempt.finished_at, attempt.to_step) == (Reason.PREEMPTED, at(0), 33)
+
+
+def test_the_last_page_stands_in_for_a_lost_report() -> None:
+    """Killed without a word, the attempt ends at the step that its page showed last."""
+    killed = ended("train", 137)
+    page = ProgressReport(stage="train", step=71, resumed_from_step=30)
+    (attempt,) = summary(observed(PREPARED, stage_job("train"), killed, reports={killed.uid: page})).attempts
+    assert (attempt.from_step, attempt.to_step, attempt.reason) == (30, 71, Reason.OUT_OF_MEMORY)
+
+
+def test_the_time_of_arrival_goes_when_nothing_runs() -> None:
+    """A suspended or queued job arrives at no time that anybody knows."""
+    old = FineTuneJobStatus(phase="Training", progress=Progress(stage="train", step=5, eta_seconds=100))
+    seen = observed(PREPARED, stage_job("train", is_suspended=True), status=old)
+    progress = settled_progress(seen, judge(seen, milestones(seen), NOW), NOW)
+    assert progress is not None
+    assert (progress.step, progress.eta_seconds) == (5, None)
+
+
+def test_the_trainers_last_word_ends_the_progress() -> None:
+    """The page may have been read before the last step; the report was written after it."""
+    word = json.dumps({"stage": "train", "progress": {"stage": "train", "step": 100, "totalSteps": 100}})
+    old = FineTuneJobStatus(phase="Training", progress=Progress(stage="train", step=97, total_steps=100, percent=97))
+    seen = observed(PREPARED, stage_job("train", is_complete=True), ended("train", 0, message=word), status=old)
+    progress = settled_progress(seen, judge(seen, milestones(seen), NOW), NOW)
+    assert progress is not None
+    assert progress.percent == 100
+
+
+def test_every_failure_says_what_to_do_next() -> None:
+    """The next step follows the message, after a full stop."""
+    for reason, step in NEXT_STEP.items():
+        assert with_next_step(reason, "it broke") == f"it broke. {step}"
+    assert with_next_step(Reason.SUCCEEDED, "") == ""
+
+
+def test_a_failed_job_is_failed_and_not_progressing() -> None:
+    """`kubectl wait --for=condition=Failed` returns, with the phase for people."""
+    status = summary(observed(stage_job("prepare", failure="PodFailurePolicy"), ended("prepare", 65)))
+    assert (status.phase, status.finished_at) == (Phase.FAILED, at(0))
+    assert condition(status, ConditionType.FAILED).reason == Reason.DATASET_INVALID
+    assert condition(status, ConditionType.PROGRESSING).status == "False"

@@ -1,0 +1,61 @@
+"""Which changes of a job's children wake the job: those that can matter, none of those that a burst makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_api import labels
+from finetune_operator.cluster import Change
+from finetune_operator.watches import key_of_job, key_of_pod, key_of_trouble
+
+KEY = ("team", "support-bot")
+
+
+def change(type: str, status: dict[str, Any] | None = None, **metadata: Any) -> Change:
+    ours = {"namespace": "team", "name": "x", "labels": {labels.JOB_LABEL: "support-bot"}}
+    return Change(type, {"metadata": ours | metadata, "status": status or {}})
+
+
+@pytest.mark.parametrize("type", ["ADDED", "MODIFIED"])
+def test_a_kubernetes_job_that_only_counts_pods_wakes_nobody(type: str) -> None:
+    """`active: 1` says nothing that the pod does not say."""
+    assert key_of_job(change(type, {"active": 1})) is None
+
+
+@pytest.mark.parametrize(
+    "news",
+    [
+        change("MODIFIED", {"conditions": [{"type": "Complete", "status": "True"}]}),
+        change("MODIFIED", deletionTimestamp="2026-01-01T00:00:00Z"),
+        change("DELETED"),
+        change("LISTED"),
+    ],
+)
+def test_a_kubernetes_job_with_news_wakes_its_job(news: Change) -> None:
+    """Ended, going, gone, or found after a gap."""
+    assert key_of_job(news) == KEY
+
+
+def test_a_fresh_pod_wakes_nobody_and_every_other_change_of_a_pod_does() -> None:
+    """A pod that was just made has nothing to say yet."""
+    assert key_of_pod(change("ADDED", {"phase": "Pending"})) is None
+    assert key_of_pod(change("ADDED", {"phase": "Pending", "conditions": [{"type": "PodScheduled"}]})) == KEY
+    assert key_of_pod(change("MODIFIED", {"phase": "Pending"})) == KEY
+    assert key_of_pod(change("DELETED", {"phase": "Pending"})) == KEY
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("support-bot-0a1b2-train-x7k2p", KEY),
+        ("support-bot-0a1b2-prepare", KEY),
+        ("a-0a1b2-train-0a1b2-publish-abcde", ("team", "a-0a1b2-train")),
+        ("somebody-elses-pod", None),
+    ],
+)
+def test_an_event_is_traced_to_its_job_by_the_childs_name(name: str, key: tuple[str, str] | None) -> None:
+    """Events carry no labels of ours; the deterministic names do."""
+    told = Change("ADDED", {"metadata": {}, "involvedObject": {"namespace": "team", "name": name}})
+    assert key_of_trouble(told) == key
