@@ -6,7 +6,7 @@
 # Same shape as trainer_image/Dockerfile: dependencies below, our code above.
 
 # Any image with Python 3.11 to 3.13 as `python3`; a release pins it by digest.
-ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
+ARG BASE_IMAGE=python:3.11-slim-bookworm
 # An image whose `python` has the dependencies, instead of the stage below.
 ARG DEPS_IMAGE=deps
 
@@ -14,13 +14,13 @@ FROM ${BASE_IMAGE} AS install
 # Where packages come from; pip's own default when not given. An address with credentials belongs into a secret, which
 # leaves no trace in the image: --secret id=pip.conf,src=/etc/pip.conf
 ARG PIP_INDEX_URL
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
+ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
 # Debian's own python3 keeps the venv module in a package of its own.
 RUN python3 -c 'import ensurepip, venv' 2>/dev/null \
     || { apt-get update && apt-get install --yes --no-install-recommends python3-venv; }
 COPY requirements/operator.txt /tmp/requirements.txt
 # --no-deps: the list is complete and what it says is what we get; `pip check` holds it to that.
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+RUN --mount=type=cache,target=/var/cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python3 -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-deps --require-hashes --only-binary :all: --requirement /tmp/requirements.txt \
     && /opt/venv/bin/pip check \

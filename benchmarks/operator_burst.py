@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/operator_burst.py [--jobs 300 1000] [--rounds 3]
 
-A bare client creates the same jobs and sends the same writes for each (run, workspace, first Job, status), as many
-at a time as the operator has workers. Both are timed from the first job's creation until every Job exists and every status is
-written, in turns, so that a noisy machine is noisy for both. Prints Markdown.
+A bare client creates the same jobs and sends the same writes for each (run, workspace, first Job, status), as many at
+a time as the operator has workers. Both are timed from the first job's creation until every Job exists and every
+status is written, in turns, so that a noisy machine is noisy for both. Prints Markdown.
 """
 
 from __future__ import annotations

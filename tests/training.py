@@ -38,7 +38,12 @@ class Pair:
 
 
 PAIRS = [
-    *(Pair(model, objective, method) for model in ("llama", "gpt2") for objective in ("sft", "classification") for method in METHODS),
+    *(
+        Pair(model, objective, method)
+        for model in ("llama", "gpt2")
+        for objective in ("sft", "classification")
+        for method in METHODS
+    ),
     *(Pair("bert", "classification", method) for method in METHODS),
 ]
 
@@ -80,7 +85,9 @@ class StopAfter(Progress):
             self._ask()
 
 
-def prepared(folder: Path, pair: Pair, records: int = 40, dataset: dict[str, Any] | None = None, **spec: Any) -> Prepared:
+def prepared(
+    folder: Path, pair: Pair, records: int = 40, dataset: dict[str, Any] | None = None, **spec: Any
+) -> Prepared:
     """A prepared run of `pair`; `spec` adds stanzas, whose keys replace those that are there."""
     model = MODELS[pair.model](folder / "model")
     rows = tiny.completions(records) if pair.objective == "sft" else tiny.labelled(records)
@@ -91,7 +98,9 @@ def prepared(folder: Path, pair: Pair, records: int = 40, dataset: dict[str, Any
         "evaluation": {"everySteps": 2} | spec.pop("evaluation", {}),
         "dataset": {"validation": {"fraction": 0.2}, "test": {"fraction": 0.2}} | (dataset or {}),
     }
-    run = preparing.run_of(folder, tiny.jsonl(folder / "data.jsonl", rows), model={"uri": f"file://{model}"}, **stanzas, **spec)
+    run = preparing.run_of(
+        folder, tiny.jsonl(folder / "data.jsonl", rows), model={"uri": f"file://{model}"}, **stanzas, **spec
+    )
     run = run.model_copy(update={"spec": run.spec.resolved()})
     _, _, workspace = preparing.prepared(run)
     return Prepared(run, workspace)

@@ -47,6 +47,12 @@ def is_job(value: Any) -> bool:
     return isinstance(value, dict) and value.get("kind") == labels.KIND
 
 
+def is_foreign(value: Any) -> bool:
+    """True for an object of another API, which is none of our business: not for a misspelt kind or version of ours."""
+    version = value.get("apiVersion") if isinstance(value, dict) else None
+    return isinstance(version, str) and bool(value.get("kind")) and not version.startswith(labels.GROUP)
+
+
 def check(document: Document, cluster: bool = True) -> list[Problem]:
     """What the API server would refuse in `document`, by line. If not `cluster`: what `finetune run` refuses."""
     found = [

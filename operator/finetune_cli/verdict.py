@@ -5,7 +5,7 @@ from rich.markup import escape
 from finetune_cli import document
 from finetune_cli.document import Document, UnreadableError
 from finetune_cli.terminal import err, out
-from finetune_cli.validation import Problem, check, describe, is_job
+from finetune_cli.validation import Problem, check, describe, is_foreign, is_job
 
 
 def verdict(files: list[str], cluster: bool, quiet: bool) -> int:
@@ -19,7 +19,11 @@ def _file(file: str, cluster: bool, quiet: bool) -> int:
     except UnreadableError as error:
         err.print(f"[red]{escape(str(error))}[/red]")
         return 1
-    jobs = [found for found in documents if is_job(found.value)] or documents[:1]
+    jobs = [found for found in documents if is_job(found.value)]
+    if not jobs and documents and is_foreign(documents[0].value):
+        err.print(f"[dim]{escape(file)}: no FineTuneJob in it, left alone[/dim]")
+        return 0
+    jobs = jobs or documents[:1]
     if not jobs:
         err.print(f"[red]{escape(file)}: nothing in it: expected a FineTuneJob[/red]")
         return 1

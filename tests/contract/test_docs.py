@@ -59,3 +59,16 @@ def test_generated_files_are_up_to_date() -> None:
 
     assert crd == definition()
     assert (ROOT / "docs/api.md").read_text() == reference()
+
+
+def test_operations_names_every_metric() -> None:
+    """The table of docs/operations.md and the operator's registry hold the same names."""
+    page = (ROOT / "docs/operations.md").read_text()
+    listed = set(re.findall(r"^\| `(finetune_\w+)` \| (?:gauge|counter|histogram)", page, re.MULTILINE))
+    source = (ROOT / "operator/finetune_operator/metrics.py").read_text()
+    registered = {
+        name + ("_total" if kind == "Counter" else "")
+        for kind, name in re.findall(r'(Gauge|Counter|Histogram)\(\s*"(finetune_\w+)"', source)
+    }
+
+    assert listed == registered

@@ -92,12 +92,17 @@ def test_the_operator_outlives_the_api_server(
 ) -> None:
     """While the API server is away the process stays; when it is back, work goes on."""
     operator = start_operator()
+    begun = submit_alone()
+    begun.new_pod("prepare")
     control_plane.stop_api_server()
     time.sleep(5)
     control_plane.start_api_server()
-    job = submit_alone()
-    live(job)
-    job.wait_phase("Succeeded", 60)
+    fresh = submit_alone()
+    for job in (begun, fresh):
+        # The controller manager was cut off too, and takes its time to come back.
+        job.new_pod("prepare", 90)
+        live(job)
+        job.wait_phase("Succeeded", 60)
     assert operator.is_alive()
 
 

@@ -264,8 +264,8 @@ def test_bad_records_end_the_stage_with_all_their_places(tmp_path: Path) -> None
         ("", {}, "spec.dataset.train has no usable record: the data is empty"),
         ('{"text": ""}\n', {}, "spec.dataset.train has no usable record: of 1 read, none has anything to learn from "
          "within 1024 tokens"),
-        ('{"text": "a"}\n' * 2, {}, "spec.dataset.train: 2 usable records are too few to hold some out: add records, or "
-         "set spec.dataset.validation.fraction and spec.dataset.test.fraction to 0"),
+        ('{"text": "a"}\n' * 2, {}, "spec.dataset.train: 2 usable records are too few to hold some out: add records, "
+         "or set spec.dataset.validation.fraction and spec.dataset.test.fraction to 0"),
         ('{"text": "a", "label": "x"}\n' * 9, CLASSIFY, "spec.dataset.train: all records have the label 'x': "
          "classification needs two classes or more"),
         ("".join(f'{{"text": "a", "label": {number}}}\n' for number in range(1001)), CLASSIFY,
@@ -305,8 +305,8 @@ def test_a_class_of_one_record_is_kept_for_training(tmp_path: Path) -> None:
          "spec.dataset.train[0].uri: file://{folder}/none.jsonl does not exist; {name} holds: a.xyz, empty, model"),
         ("file://{folder}/*.jsonl", "DatasetUnavailable", "spec.dataset.train[0].uri: file://{folder}/*.jsonl holds no "
          "data file (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, .txt, .md)"),
-        ("file://{folder}/empty", "DatasetUnavailable", "spec.dataset.train[0].uri: file://{folder}/empty holds no data "
-         "file (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, .txt, .md)"),
+        ("file://{folder}/empty", "DatasetUnavailable", "spec.dataset.train[0].uri: file://{folder}/empty holds no "
+         "data file (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, .txt, .md)"),
         ("file://{folder}/a.xyz", "BadSpec", "spec.dataset.train[0]: cannot tell the format of a.xyz by its suffix "
          "(.jsonl, .ndjson, .json, .csv, .tsv, .parquet, .txt, .md): set spec.dataset.train[0].format"),
         ("pvc://claim/a.jsonl", "DatasetUnavailable", "spec.dataset.train[0].uri: pvc://claim is not mounted"),
@@ -368,7 +368,8 @@ def breaks(folder: Path, what: str) -> None:
         ("missing", "ModelUnavailable", "spec.model.uri: {uri} does not exist; {name} holds: a.jsonl, moved"),
         ("file", "ModelInvalid", "spec.model.uri: {uri} is a file; name the folder that holds the model"),
         ("no config", "ModelInvalid",
-         "spec.model.uri: {uri} has no config.json; model holds: model.safetensors, tokenizer.json, tokenizer_config.json"),
+         "spec.model.uri: {uri} has no config.json; model holds: model.safetensors, tokenizer.json, "
+         "tokenizer_config.json"),
         ("adapter", "ModelInvalid", "spec.model.uri: {uri} is an adapter, not a base model; model holds: "
          "adapter_config.json, model.safetensors, tokenizer.json, tokenizer_config.json"),
         ("broken config", "ModelInvalid", "{uri}: config.json is not JSON: Expecting property name enclosed in double "
@@ -381,8 +382,8 @@ def breaks(folder: Path, what: str) -> None:
         ("pointer", "ModelInvalid", "spec.model.uri: model.safetensors of {uri} is not a safetensors file (a git-lfs "
          "pointer: fetch the file itself)"),
         ("shard", "ModelInvalid", "spec.model.uri: {uri} lacks model-2.safetensors"),
-        ("no tokenizer", "ModelInvalid", "{uri} has no tokenizer: one of tokenizer.json, tokenizer.model, spiece.model, "
-         "sentencepiece.bpe.model, vocab.txt, vocab.json is needed"),
+        ("no tokenizer", "ModelInvalid", "{uri} has no tokenizer: one of tokenizer.json, tokenizer.model, "
+         "spiece.model, sentencepiece.bpe.model, vocab.txt, vocab.json is needed"),
         ("broken tokenizer", "ModelInvalid", "{uri}: tokenizer.json cannot be read: Model missing. at line 1 column 2"),
         ("small", "ModelInvalid", "spec.model.uri: {uri}: its tokenizer makes token 223, and its embeddings "
          "end at 8"),

@@ -1,4 +1,4 @@
-"""The prepare stage as it runs in a pod: a process, a real model architecture, parameters counted by torch."""
+"""The prepare stage with real architectures, whose parameters torch counts; once as the process that a pod runs."""
 
 import json
 import subprocess
@@ -10,16 +10,28 @@ import pytest
 
 import preparing
 import tiny
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.failures import Failure
+from finetune_trainer.parameters import Parameters
+
+LORA = {"method": {"lora": {"rank": 4}}}
+LORA_PARAMETERS = (
+    2 * 4 * sum(a + b for a, b in [(64, 64), (64, 32), (64, 32), (64, 64), (64, 128), (64, 128), (128, 64)])
+)
+"""Rank 4 on the seven linear layers of the tiny Llama's two blocks."""
 
 
-def stage(folder: Path, **spec: Any) -> tuple[int, dict[str, Any], str]:
-    """Exit code, termination message and log of `python -m finetune_trainer prepare`."""
-    run = preparing.run_of(folder, tiny.jsonl(folder / "a.jsonl", spec.pop("rows", tiny.completions(60))), **spec)
-    (folder / "run.json").write_text(json.dumps(run.to_wire()))
-    command = [sys.executable, "-m", "finetune_trainer", "prepare", "--run", str(folder / "run.json"), "--port", "0"]
-    command += ["--termination-log", str(folder / "termination")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
-    return done.returncode, json.loads((folder / "termination").read_bytes()), done.stderr
+class CountHere(preparing.Count):
+    """Counts in this process, which has torch already; `check` finds a failure as the other process would report it."""
+
+    def __init__(self, model: Path, spec: FineTuneJobSpec) -> None:
+        super().__init__(model, spec)
+        self._model, self._spec = model, spec
+
+    def result(self) -> Parameters:
+        from finetune_trainer.modelling import plan_parameters
+
+        return Parameters(*plan_parameters(self._model, self._spec, self.asked or []))
 
 
 @pytest.fixture(scope="module")
@@ -30,37 +42,50 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_parameters_are_those_of_the_model_and_its_method(tmp_path: Path, models: Path) -> None:
-    """Rank 4 on the seven linear layers of two blocks of the tiny Llama."""
-    code, report, log = stage(tmp_path, model={"uri": f"file://{models}/llama"}, method={"lora": {"rank": 4}})
-    assert code == 0, log
-    shapes = [(64, 64), (64, 32), (64, 32), (64, 64), (64, 128), (64, 128), (128, 64)]
-    assert report["plan"]["trainableParameters"] == 2 * 4 * sum(a + b for a, b in shapes)
+def run_of(folder: Path, model: Path, rows: list[Any], **spec: Any) -> Any:
+    return preparing.run_of(folder, tiny.jsonl(folder / "a.jsonl", rows), model={"uri": f"file://{model}"}, **spec)
+
+
+def test_the_stage_is_a_process_that_leaves_a_report(tmp_path: Path, models: Path) -> None:
+    """Everything real: the data here, the count in a process beside it, the termination message."""
+    run = run_of(tmp_path, models / "llama", tiny.completions(60), **LORA)
+    (tmp_path / "run.json").write_text(json.dumps(run.to_wire()))
+    command = [sys.executable, "-m", "finetune_trainer", "prepare", "--run", str(tmp_path / "run.json"), "--port", "0"]
+    command += ["--termination-log", str(tmp_path / "termination")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "termination").read_bytes())
+    assert report["plan"]["trainableParameters"] == LORA_PARAMETERS
     assert report["data"]["trainExamples"] == 54
-    assert "Traceback" not in log
+    assert "Traceback" not in done.stderr
 
 
 def test_the_new_head_of_a_classifier_is_counted(tmp_path: Path, models: Path) -> None:
     """Its size is known only when the classes are."""
-    spec: dict[str, Any] = {"objective": {"classification": {}}, "method": {"full": {}}, "rows": tiny.labelled(60)}
-    code, report, log = stage(tmp_path, model={"uri": f"file://{models}/bert"}, **spec)
-    assert code == 0, log
-    assert report["data"]["labels"] == 3
-    assert report["plan"]["trainableParameters"] == report["plan"]["totalParameters"] > 100_000
+    spec: dict[str, Any] = {"objective": {"classification": {}}, "method": {"full": {}}}
+    report, page, _ = preparing.prepared(run_of(tmp_path, models / "bert", tiny.labelled(60), **spec), CountHere)
+    assert len(page.labels) == 3
+    assert report.plan is not None
+    assert report.plan.trainable_parameters == report.plan.total_parameters
 
 
-def test_target_modules_that_match_nothing_are_refused_before_training(tmp_path: Path, models: Path) -> None:
-    """With the names that would match; no traceback, and no data is left that looks complete."""
-    method = {"lora": {"targetModules": ["query_key_value"]}}
-    code, report, log = stage(tmp_path, model={"uri": f"file://{models}/llama"}, method=method)
-    assert (code, report["reason"]) == (64, "BadSpec")
-    assert "query_key_value" in report["message"]
-    assert "q_proj" in report["message"]
-    assert "Traceback" not in log
-
-
-def test_an_encoder_cannot_learn_to_write(tmp_path: Path, models: Path) -> None:
-    rows = tiny.texts(60)
-    code, report, _ = stage(tmp_path, model={"uri": f"file://{models}/bert"}, rows=rows)
-    assert (code, report["reason"]) == (78, "Unsupported")
-    assert "encoder" in report["message"]
+@pytest.mark.parametrize(
+    ("model", "spec", "reason", "told"),
+    [
+        (
+            "llama",
+            {"method": {"lora": {"targetModules": ["query_key_value"]}}},
+            "BadSpec",
+            ["query_key_value", "q_proj"],
+        ),
+        ("bert", {}, "Unsupported", ["encoder", "classification"]),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_here(
+    tmp_path: Path, models: Path, model: str, spec: dict[str, Any], reason: str, told: list[str]
+) -> None:
+    """Before a GPU is held, with what would have been possible."""
+    with pytest.raises(Failure) as caught:
+        preparing.prepared(run_of(tmp_path, models / model, tiny.texts(60), **spec), CountHere)
+    assert caught.value.reason == reason
+    assert all(word in caught.value.message for word in told), caught.value.message

@@ -22,13 +22,25 @@ from finetune_trainer.report import Progress
 from finetune_trainer.state import sha256
 from training import Pair, Prepared, prepared
 
-FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "history.jsonl", "loss.png", "metrics.json", "tokenizer.json"}
+FILES = {
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "history.jsonl",
+    "loss.png",
+    "metrics.json",
+    "tokenizer.json",
+}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    run = prepared(tmp_path_factory.mktemp("published"), Pair("llama", "sft", "lora"), evaluation={"prompts": ["abc -> "], "maxNewTokens": 4})
+    run = prepared(
+        tmp_path_factory.mktemp("published"),
+        Pair("llama", "sft", "lora"),
+        evaluation={"prompts": ["abc -> "], "maxNewTokens": 4},
+    )
     run.train()
     yield run
     for number, handler in handlers.items():
@@ -62,7 +74,10 @@ def test_the_artifact_is_complete_and_the_report_names_it(trained: Prepared, tmp
     assert manifest["spec"] == run.run.spec.to_wire()
     assert "python" in manifest["versions"]
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == trained.stage().page.model_path
+    assert (
+        json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == trained.stage().page.model_path
+    )
 
 
 def test_the_card_shows_metrics_and_both_answers(trained: Prepared, tmp_path: Path) -> None:

@@ -93,7 +93,13 @@ def test_a_head_that_does_more_than_a_product_is_left_to_the_model(tmp_path: Pat
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     def gemma(folder: Path) -> Path:
-        size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
+        size = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "head_dim": 16,
+        }
         config = Gemma2Config(**size, num_key_value_heads=1, final_logit_softcapping=0.5, **tiny.byte_vocabulary())
         return tiny.save(folder, Gemma2ForCausalLM, config, tiny.byte_tokenizer(), 0)
 
@@ -150,7 +156,10 @@ def test_a_packed_run_trains_and_evaluates_unpacked(tmp_path: Path) -> None:
 def test_accumulated_micro_batches_weigh_tokens_not_batches(runs: dict[Pair, Prepared], tmp_path: Path) -> None:
     """Eight records in one pass or in four passes of two give the same gradient, though their answers differ in length."""
     tuner = evaluating(runs[GPT2])
-    rows = [[with_learnt(record, count)] for count, (record,) in zip((1, 1, 3, 2, 1, 3, 3, 1), some(runs[GPT2], 8), strict=True)]
+    rows = [
+        [with_learnt(record, count)]
+        for count, (record,) in zip((1, 1, 3, 2, 1, 3, 3, 1), some(runs[GPT2], 8), strict=True)
+    ]
     whole = gradient_of(tuner, [rows])
     parts = gradient_of(tuner, [rows[at : at + 2] for at in range(0, 8, 2)])
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
@@ -224,7 +233,9 @@ def test_a_stop_during_an_evaluation_is_made_up_for(llama: Prepared, tmp_path: P
 
 def test_a_damaged_checkpoint_is_passed_over(llama: Prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """With one byte of the newest flipped, the run resumes from the one before, says so, and ends in the same weights."""
-    spec = llama.run.spec.model_copy(update={"checkpoint": llama.run.spec.checkpoint.model_copy(update={"every_steps": 1, "every_minutes": None})})
+    spec = llama.run.spec.model_copy(
+        update={"checkpoint": llama.run.spec.checkpoint.model_copy(update={"every_steps": 1, "every_minutes": None})}
+    )
     often = dataclasses.replace(llama, run=llama.run.model_copy(update={"spec": spec}))
     expected = often.copy(tmp_path / "other")
     expected.train()
@@ -280,7 +291,9 @@ def test_an_encoder_cannot_be_taught_to_write(tmp_path: Path) -> None:
 def test_modules_that_match_nothing_are_named_with_those_that_exist(tmp_path: Path) -> None:
     """One wrong name among right ones is enough: PEFT alone would skip it in silence."""
     lora = {"lora": {"targetModules": ["q_proj", "query"]}}
-    with pytest.raises(Failure, match=r"targetModules: 'query' matches nothing; linear layers are: down_proj, gate_proj") as refused:
+    with pytest.raises(
+        Failure, match=r"targetModules: 'query' matches nothing; linear layers are: down_proj, gate_proj"
+    ) as refused:
         modelling.plan_parameters(tiny.llama(tmp_path / "model"), spec_of(tmp_path, method=lora), [])
     assert refused.value.reason is Reason.BAD_SPEC
 

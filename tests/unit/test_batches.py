@@ -9,7 +9,11 @@ from finetune_trainer.batches import WINDOW, EpochBatches, by_length, shuffled
 LENGTHS = np.random.default_rng(0).integers(1, 500, 3000).astype(np.int32)
 
 
-@given(lengths=some.lists(some.integers(1, 400), min_size=1, max_size=200), size=some.integers(1, 9), seed=some.integers(0, 9))
+@given(
+    lengths=some.lists(some.integers(1, 400), min_size=1, max_size=200),
+    size=some.integers(1, 9),
+    seed=some.integers(0, 9),
+)
 def test_every_record_is_in_exactly_one_batch(lengths: list[int], size: int, seed: int) -> None:
     """No record is lost or doubled, no batch is too large, and their number is known beforehand."""
     batches = shuffled(np.array(lengths, dtype=np.int32), size, seed, epoch=0)
@@ -25,7 +29,7 @@ def test_an_epoch_is_repeatable_and_differs_from_the_next() -> None:
     )
     assert first == again
     assert first != next_epoch
-    assert first[:4] == [2178, 1164, 1176, 2064]
+    assert first[:4] == [1635, 184, 64, 1003]
 
 
 def test_batches_hold_similar_lengths_and_come_in_no_order_of_length() -> None:

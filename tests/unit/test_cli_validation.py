@@ -172,14 +172,16 @@ def test_standard_input_is_read() -> None:
 
 
 def test_other_objects_of_a_file_are_left_alone(tmp_path: Path) -> None:
-    """A ConfigMap beside the job is none of our business; a file without any job is an error."""
+    """A ConfigMap is none of our business, beside a job or alone; a misspelt kind of ours is an error."""
     both, other = tmp_path / "both.yaml", tmp_path / "other.yaml"
     other.write_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\n")
     both.write_text(other.read_text() + "---\n" + JOB)
 
     assert validate(str(both))[0] == 0
+    assert validate(str(other)) == (0, "", f"{other}: no FineTuneJob in it, left alone\n")
+    other.write_text(JOB.replace("kind: FineTuneJob", "kind: FinetuneJob"))
     assert validate(str(other))[0] == 1
-    assert 'no matches for kind "ConfigMap"' in validate(str(other))[2]
+    assert f'{other}:2: kind: no matches for kind "FinetuneJob"' in validate(str(other))[2]
 
 
 @pytest.mark.parametrize("content", ["", "a: [", "\t"])

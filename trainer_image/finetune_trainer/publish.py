@@ -78,7 +78,12 @@ def publish(run: Run, workspace: Workspace, progress: Progress) -> StageReport:
 
 def verify(folder: Path) -> None:
     """Read a published folder back from its storage; raises Failure unless every file is what the manifest says."""
-    for name, entry in json.loads((folder / MANIFEST).read_bytes())["files"].items():
+    files = json.loads((folder / MANIFEST).read_bytes())["files"]
+    found = {str(path.relative_to(folder)) for path in _files(folder)} - {MANIFEST}
+    if found != set(files):
+        names = ", ".join(sorted(found ^ set(files)))
+        raise Failure(Reason.ARTIFACT_INVALID, f"the manifest and the folder differ in {names}")
+    for name, entry in files.items():
         path = folder / name
         _forget_cached(path)
         if sha256(path) != entry["sha256"]:
@@ -88,12 +93,6 @@ def verify(folder: Path) -> None:
             )
         if path.suffix == ".safetensors":
             _open_tensors(path, name)
-    found = {str(path.relative_to(folder)) for path in _files(folder)} - {MANIFEST}
-    expected = set(json.loads((folder / MANIFEST).read_bytes())["files"])
-    if found != expected:
-        raise Failure(
-            Reason.ARTIFACT_INVALID, f"the manifest and the folder differ in {', '.join(sorted(found ^ expected))}"
-        )
 
 
 def _publication(run: Run, workspace: Workspace) -> Publication:
