@@ -22,10 +22,16 @@ copy() { # FOLDER VOLUME [KUBECTL OPTION...]
     folder=$1 volume=$2
     shift 2
     echo "load: $(du -sh "$folder" | cut -f1) from $folder into the volume $volume" >&2
-    # Python's own tar reader: an image need not have tar. What is there already is replaced.
+    # Python's own tar reader: an image need not have tar. What is there already is replaced. Should it fail, the rest of
+    # the input is still read: containerd 1.6 never ends an exec whose input nobody takes.
     tar --create --file - --directory "$folder" . | kubectl "$@" exec --stdin finetune-loader -- python -c "
 import sys, tarfile
-tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall('/volumes/$volume', filter='data')"
+safely = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}
+try:
+    tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall('/volumes/$volume', **safely)
+finally:
+    while sys.stdin.buffer.read(1 << 20):
+        pass"
 }
 
 remove_pod "$@"

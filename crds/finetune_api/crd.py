@@ -34,7 +34,7 @@ KEPT = (
 )  # fmt: skip
 """Keywords that mean the same in both dialects; `x-kubernetes-*` pass too."""
 DROPPED = ("title", "default", "additionalProperties", "propertyNames", "properties", "required", "items", "$defs",
-           "exclusiveMinimum", "exclusiveMaximum", "const")  # fmt: skip
+           "exclusiveMinimum", "exclusiveMaximum", "const", "x-message")  # fmt: skip
 """Keywords that are translated, or that the API server expresses otherwise."""
 
 
@@ -104,7 +104,7 @@ def _field(field: FieldInfo, wire: dict[str, Any], definitions: dict[str, Any], 
     if model is not None and _is_list(field.annotation):
         schema = {**_value({**_not_null(wire), "items": {"type": "object"}}, definitions), "items": schema}
     if field.description:
-        schema["description"] = _joined(_sentence(field.description), schema.get("description", ""))
+        schema["description"] = _joined(_sentence(field.description), _sentence(schema.get("description")))
     default = _default(field)
     if default is not None:
         schema["default"] = default
@@ -126,6 +126,9 @@ def _value(wire: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
         if f"exclusive{bound}" in wire:
             schema[bound.lower()] = wire[f"exclusive{bound}"]
             schema[f"exclusive{bound}"] = True
+    if "x-message" in wire:  # a sentence for people instead of a regular expression
+        rule = Rule(f"self.matches(r'{schema.pop('pattern')}')", wire["x-message"])
+        schema["x-kubernetes-validations"] = [_validation(rule)]
     if "items" in wire:
         schema["items"] = _value(wire["items"], definitions)
     if isinstance(wire.get("additionalProperties"), dict):

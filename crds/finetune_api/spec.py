@@ -10,7 +10,7 @@ from pydantic import Field
 
 from finetune_api import labels
 from finetune_api.schema import DnsLabel, DnsName, Model, Quantity, Rule, at_most_one_of, exactly_one_of
-from finetune_api.uris import DATASET_PATTERN, MODEL_PATTERN, OUTPUT_PATTERN
+from finetune_api.uris import DATASET_FORMS, DATASET_PATTERN, MODEL_FORMS, MODEL_PATTERN, OUTPUT_FORMS, OUTPUT_PATTERN
 
 _LOCAL_FILE = "file:// works only with `finetune run` on one machine; in a cluster use pvc://claim/path"
 
@@ -32,7 +32,7 @@ class ModelSource(Model):
 
     rules: ClassVar = (_not_a_local_file("uri"),)
 
-    uri: Annotated[str, Field(pattern=MODEL_PATTERN, max_length=1024)]
+    uri: Annotated[str, Field(pattern=MODEL_PATTERN, max_length=1024, json_schema_extra={"x-message": MODEL_FORMS})]
     """Where the model lives: `hf://org/name`, or `pvc://claim/path` for a folder in Hugging Face layout (config,
     tokenizer, safetensors)."""
     revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
@@ -75,7 +75,7 @@ class Source(Model):
         Rule("!has(self.revision) || self.uri.startsWith('hf://')", "revision belongs to hf:// sources only"),
     )
 
-    uri: Annotated[str, Field(pattern=DATASET_PATTERN, max_length=1024)]
+    uri: Annotated[str, Field(pattern=DATASET_PATTERN, max_length=1024, json_schema_extra={"x-message": DATASET_FORMS})]
     """Where it lives: `pvc://claim/path`, `configmap://name/key`, `https://…`, `hf://org/name[/path]`."""
     format: Literal["auto", "jsonl", "json", "csv", "parquet", "text"] = "auto"
     """File format; `auto` goes by the file's suffix. `text` makes each non-empty line a plain-text record."""
@@ -274,7 +274,7 @@ class Output(Model):
 
     rules: ClassVar = (_not_a_local_file("uri"),)
 
-    uri: Annotated[str, Field(pattern=OUTPUT_PATTERN, max_length=1024)]
+    uri: Annotated[str, Field(pattern=OUTPUT_PATTERN, max_length=1024, json_schema_extra={"x-message": OUTPUT_FORMS})]
     """Folder for the result: `pvc://claim/path`. What is there is replaced only if an earlier run of this job put it
     there."""
     merge: bool = False

@@ -10,6 +10,9 @@ CLAIM = r"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 MODEL_PATTERN = rf"^({HUB}|{CLAIM}(/.+)?|file://.+)$"
 DATASET_PATTERN = rf"^({HUB}(/.+)?|{CLAIM}/.+|configmap://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-\w.]+|https://.+|file://.+)$"
 OUTPUT_PATTERN = rf"^({CLAIM}/.+|file://.+)$"
+MODEL_FORMS = "must be hf://org/name or pvc://claim/path"
+DATASET_FORMS = "must be pvc://claim/path, hf://org/name[/path], https://host/path or configmap://name/key"
+OUTPUT_FORMS = "must be pvc://claim/path"
 
 
 @dataclass(frozen=True)

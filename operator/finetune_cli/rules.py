@@ -3,6 +3,7 @@
 Rules that compare with an older version of the object (`oldSelf`) say nothing about a file and are left out.
 """
 
+import json
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -22,7 +23,7 @@ def broken_rules(value: Any, schema: Schema, route: Route = ()) -> Iterator[Viol
     for rule in schema.get("x-kubernetes-validations", ()):
         program = _program(rule["rule"])
         if program is not None and not _holds(program, _typed(value, schema)):
-            yield Violation(route, f"Invalid value: {rule['message']}")
+            yield Violation(route, f"Invalid value: {_quoted(value)}{rule['message']}")
     if isinstance(value, list):
         for index, item in enumerate(value):
             yield from broken_rules(item, schema.get("items", {}), (*route, index))
@@ -30,6 +31,11 @@ def broken_rules(value: Any, schema: Schema, route: Route = ()) -> Iterator[Viol
         for name, below in schema.get("properties", {}).items():
             if name in value:
                 yield from broken_rules(value[name], below, (*route, name))
+
+
+def _quoted(value: Any) -> str:
+    """The API server repeats a scalar, and leaves an object out."""
+    return "" if isinstance(value, dict | list) else f"{json.dumps(value)}: "
 
 
 @cache

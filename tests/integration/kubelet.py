@@ -170,9 +170,11 @@ class Job:
         return eventually(fresh, f"a new {stage} pod", seconds)
 
     def run_stage(self, stage: str, **report: Any) -> Pod:
-        """Let the stage's pod run and succeed."""
+        """Let the stage's pod run, training long enough to be seen, and succeed."""
         pod = self.new_pod(stage)
         pod.start()
+        if stage == "train":
+            self.wait_reason("Training")
         pod.end(0, {"stage": stage, **report})
         return pod
 

@@ -31,6 +31,7 @@ def test_suspend_ends_the_pod_and_resume_goes_on(submit: Submit) -> None:
     job.edit(suspend=False)
     second = job.new_pod("train")
     second.start()
+    job.wait_reason("Training")
     second.end(0, {"stage": "train", "progress": {"stage": "train", "resumedFromStep": 40, "step": 100}})
     job.run_stage("publish", **ARTIFACT)
     status = job.wait_phase("Succeeded")

@@ -18,6 +18,7 @@ import preparing
 import servers
 from finetune_api.reasons import Reason
 from finetune_trainer import hub
+from finetune_trainer.data import splits
 from finetune_trainer.failures import Failure
 from finetune_trainer.prepared import open_split, tokenizer_folder
 from preparing import jsonl, prepared, run_of
@@ -181,6 +182,28 @@ def test_mounted_claims_and_config_maps_are_read(tmp_path: Path) -> None:
     (tmp_path / "config" / "train.jsonl").symlink_to("..2026/train.jsonl")
     run = run_of(tmp_path, "configmap://small/train.jsonl", mounts={"configmap://small": str(tmp_path / "config")})
     assert prepared(run)[1].data.train_examples == 90
+
+
+def test_data_larger_than_a_piece_are_treated_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond some size each step goes piece by piece: the same records, tokens and classes, and packs that fit."""
+    monkeypatch.setattr(splits, "CHUNK", 7)
+    rows = [{**row, "label": "cab"[number % 3]} for number, row in enumerate(PAIRS)] * 2
+    source = jsonl(tmp_path / "a.jsonl", rows)
+    _, page, workspace = prepared(run_of(tmp_path, source, training={"maxLength": 512}, resources={"gpus": 1}))
+    train = open_split(workspace, page, "train")
+    assert train is not None
+    assert train.packs is not None
+    assert page.data.duplicates == 100
+    assert page.plan.train_tokens == train.lengths.sum() == sum(len(record["input_ids"]) for record in train)
+    assert sorted(index for pack in train.packs for index in pack) == list(range(len(train)))
+    assert all(train.lengths[pack].sum() <= 512 for pack in train.packs)
+    columns = {"text": "prompt"}
+    dataset = {"train": [{"uri": f"file://{source}", "columns": columns}]}
+    _, page, workspace = prepared(run_of(tmp_path, source, dataset=dataset, **CLASSIFY))
+    train = open_split(workspace, page, "train")
+    assert train is not None
+    assert page.labels == ["a", "b", "c"]
+    assert all("cab"[int(text_of(record).split()[1]) % 3] == page.labels[record["label"]] for record in train)
 
 
 # --- what it keeps --------------------------------------------------------------------------------------------------

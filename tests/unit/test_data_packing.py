@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.data import packing
 from finetune_trainer.data.packing import packed
 
 steady = settings(deadline=None, derandomize=True, max_examples=60)
@@ -34,12 +33,6 @@ def test_the_tightest_row_is_taken() -> None:
     """Best fit: 4 goes beside 6, not beside 5, and 5 is left for 5."""
     packs = [sorted(pack.tolist()) for pack in packed(np.array([6, 5, 4, 5], dtype=np.int32), 10)]
     assert sorted(packs) == [[0, 2], [1, 3]]
-
-
-def test_windows_keep_the_numbers_of_their_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "WINDOW", 3)
-    packs = packed(np.full(8, 5, dtype=np.int32), 10)
-    assert sorted(index for pack in packs for index in pack) == list(range(8))
 
 
 def test_a_record_longer_than_a_row_is_refused() -> None:

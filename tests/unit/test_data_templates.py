@@ -36,7 +36,8 @@ MARKED = (
 REWRITING = (  # earlier answers lose their thoughts, as in some reasoning models
     "{% for message in messages %}{% if message.role == 'assistant' and not loop.last %}"
     "<a>{{ message.content.split('|')[-1] }}</a>{% else %}"
-    "<{{ message.role[0] }}>{{ message.content }}</{{ message.role[0] }}>{% endif %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    "<{{ message.role[0] }}>{{ message.content }}</{{ message.role[0] }}>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 )
 
 

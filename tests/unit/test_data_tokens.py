@@ -143,6 +143,19 @@ def test_labelled_texts_keep_the_encoders_own_ends(tmp_path: Path) -> None:
     assert (cut.ids.tolist(), cut.fate) == ([0, 3, 4, 3, 1], "truncated")
 
 
+def test_an_empty_answer_changes_nothing_for_its_neighbours(tmp_path: Path) -> None:
+    """Records are tokenised together: the first of a batch must not decide who writes the special tokens."""
+    wrapping = preparing.byte_tokenizer()
+    wrapping.post_processor = processors.TemplateProcessing(single="<|start|> $A", special_tokens=[("<|start|>", 1)])
+    loaded = tokenizers_of_models.load(preparing.model(tmp_path / "model", tokenizer=wrapping), "the model", None)
+    render = Renderer("prompt", loaded, False)
+    empty, full = render(Record(prompt="p", text="")), render(Record(prompt="p", text="a"))
+    together = Encoder(loaded, 100).examples([empty, full])
+    (alone,) = Encoder(loaded, 100).examples([full])
+    assert together[0].fate == "dropped"
+    assert together[1].ids.tolist() == alone.ids.tolist()
+
+
 def test_chat_records_need_a_template(tmp_path: Path) -> None:
     with pytest.raises(Failure) as caught:
         example(tmp_path, "chat", Record(messages=CHAT), template=None)

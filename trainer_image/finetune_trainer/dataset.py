@@ -7,12 +7,13 @@ whole. It knows no file format and no template; those are in `data`.
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
@@ -23,7 +24,7 @@ from finetune_trainer.data import sources, splits
 from finetune_trainer.data.faults import Faults
 from finetune_trainer.data.packing import packed
 from finetune_trainer.data.reading import Labels, OpenSource, Reader, TableReader, Tally
-from finetune_trainer.data.table import TableWriter
+from finetune_trainer.data.table import Column, TableWriter
 from finetune_trainer.data.tokenizer import ModelTokenizer, save
 from finetune_trainer.data.tokens import Encoder
 from finetune_trainer.failures import Failure
@@ -92,11 +93,13 @@ def prepared_data(job: Preparation, key: str, watch: Watch) -> Prepared:
         tallies, digests = _tables(job, draft, opened, labels, watch)
         names = [] if labels is None else labels.names
         files = _splits(job, draft, tallies)
+        tokens = sum(int(lengths.sum()) for lengths in _lengths(draft, files["train"]))
         if job.packing:
             files["train"] = _packed(draft, files["train"], job.max_length)
         save(job.model.folder, job.tokenizer, draft / TOKENIZER)
         data = _data(draft, files, tallies, names, _fingerprint(job, digests, names))
         page = _page(job, key, files, data, names, tallies["train"])
+        page = page.model_copy(update={"train_tokens": tokens})
         for left in draft.glob("*.identities"):
             left.unlink()
         write_page(draft, page)
@@ -178,11 +181,12 @@ def _check_classes(labels: Labels) -> None:
 
 def _renumber(path: Path, places: list[int]) -> None:
     """Give the class ids of a table, which were handed out in the order of reading, their final values."""
-    values = np.memmap(path, dtype=np.int32, mode="r+")
-    final = np.array(places, dtype=np.int32)
-    for piece in splits.pieces(len(values)):
-        values[piece] = final[values[piece]]
-    values.flush()
+    values, final = Column(path, np.int32), np.array(places, dtype=np.int32)
+    with path.open("r+b") as file:
+        for piece in splits.pieces(len(values)):
+            file.seek(4 * piece.start)
+            file.write(final[values[piece]].tobytes())
+            file.flush()
 
 
 def _splits(job: Preparation, draft: Path, tallies: dict[SplitName, Tally]) -> dict[str, SplitFiles]:
@@ -203,17 +207,17 @@ def _splits(job: Preparation, draft: Path, tallies: dict[SplitName, Tally]) -> d
 
 
 def _parts(draft: Path, seed: int, shares: dict[str, float]) -> splits.Parts:
-    table = Table(draft / "train")
+    identities, labels = _identities(draft, "train"), draft / "train.labels"
     try:
-        parts = splits.assigned(_identities(draft, "train"), table.labels, seed, **shares)
+        parts = splits.assigned(identities, Column(labels, np.int32) if labels.exists() else None, seed, **shares)
     except splits.TooFewError:
         message = (
-            f"spec.dataset.train: {len(table)} usable records are too few to hold some out: "
+            f"spec.dataset.train: {len(identities)} usable records are too few to hold some out: "
             "add records, or set spec.dataset.validation.fraction and spec.dataset.test.fraction to 0"
         )
         raise Failure(Reason.DATASET_INVALID, message) from None
-    if len(table) < FEW:
-        log.warning("only %d records: what is held out is too little to judge by", len(table))
+    if len(parts) < FEW:
+        log.warning("only %d records: what is held out is too little to judge by", len(parts))
     return parts
 
 
@@ -229,10 +233,28 @@ def _tell_shared(draft: Path, name: str) -> None:
         log.warning("%d records of spec.dataset.%s are in the training data too: its figures will flatter", found, name)
 
 
+def _lengths(draft: Path, files: SplitFiles) -> Iterator[NDArray[np.int64]]:
+    """Tokens of a split's records, in pieces of splits.CHUNK records."""
+    offsets = Column(draft / f"{files.table}.offsets", np.int64)
+    rows = None if files.rows is None else Column(draft / files.rows, np.int32)
+    for piece in splits.pieces(len(offsets) - 1 if rows is None else len(rows)):
+        if rows is None:
+            yield np.diff(offsets[piece.start : piece.stop + 1])
+        else:
+            mine = rows[piece]
+            yield np.diff(offsets[mine[0] : mine[-1] + 2])[mine - mine[0]]
+
+
 def _packed(draft: Path, files: SplitFiles, capacity: int) -> SplitFiles:
-    packs = packed(Split(draft, files).lengths, capacity)
-    np.concatenate(packs).tofile(draft / "train.members")
-    np.cumsum([len(pack) for pack in packs], dtype=np.int64).tofile(draft / "train.ends")
+    """Pack a split piece by piece, so that memory stays flat."""
+    records, members = 0, 0
+    with (draft / "train.members").open("wb") as member_file, (draft / "train.ends").open("wb") as end_file:
+        for lengths in _lengths(draft, files):
+            packs = packed(lengths.astype(np.int32), capacity)
+            ends = members + np.cumsum([len(pack) for pack in packs], dtype=np.int64)
+            member_file.write((np.concatenate(packs) + np.int32(records)).tobytes())
+            end_file.write(ends.tobytes())
+            records, members = records + len(lengths), int(ends[-1])
     return files.model_copy(update={"packs": "train"})
 
 
@@ -275,8 +297,8 @@ def _page(
     )
 
 
-def _identities(draft: Path, table: str) -> splits.Keys:
-    return np.memmap(draft / f"{table}.identities", dtype=np.uint64, mode="r")
+def _identities(draft: Path, table: str) -> Column:
+    return Column(draft / f"{table}.identities", np.uint64)
 
 
 def _shape(job: Preparation) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What comes over the network: files of the Hugging Face Hub and of https servers, put in their places at once.
 
-It decides how an answer of a server is told to a person, and what may be tried again. It knows neither models nor records.
+It decides how a server's answer is told to a person, and what may be tried again. It knows no model and no record.
 """
 
 import logging

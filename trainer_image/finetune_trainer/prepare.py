@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from finetune_api.events import StageReport
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec, Training, largest_divisor
@@ -22,7 +20,7 @@ from finetune_trainer.data.tokenizer import load
 from finetune_trainer.dataset import Preparation, Watch, data_key, prepared_data, sha256_of
 from finetune_trainer.output import check_output, check_room
 from finetune_trainer.parameters import ParameterCount, Parameters
-from finetune_trainer.prepared import Prepared, open_split, read_prepared, write_page
+from finetune_trainer.prepared import Prepared, read_prepared, write_page
 from finetune_trainer.report import Progress
 from finetune_trainer.workspace import Workspace
 
@@ -79,7 +77,6 @@ def _plan_key(job: Preparation) -> str:
 
 
 def _plan(job: Preparation, page: Prepared, parameters: Parameters) -> Plan:
-    train = open_split(job.workspace, page, "train")
     records = page.data.train_examples or 0
     micro, accumulation, steps = schedule(job.spec.training, records, page.data.packed_rows or records)
     return Plan(
@@ -88,7 +85,7 @@ def _plan(job: Preparation, page: Prepared, parameters: Parameters) -> Plan:
         micro_batch_size=micro,
         gradient_accumulation=accumulation,
         total_steps=steps,
-        train_tokens=0 if train is None else int(train.lengths.sum(dtype=np.int64)),
+        train_tokens=page.train_tokens,
         packing=page.packing,
         learning_rate=job.spec.training.learning_rate,
         model_revision=page.model_revision,

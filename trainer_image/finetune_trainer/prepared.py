@@ -65,6 +65,8 @@ class Prepared(Model):
     """Ends a record; None where the tokenizer has none."""
     pad_token_id: int
     """Fills a batch; never learnt."""
+    train_tokens: int = 0
+    """Tokens of the training split."""
     packing: bool = False
     """Whether the training split has packs."""
     splits: dict[str, SplitFiles]

@@ -8,9 +8,6 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
-WINDOW = 1_000_000
-"""Records that are packed together; more are packed window by window, so that memory stays flat."""
-
 
 def packed(lengths: NDArray[np.int32], capacity: int) -> list[NDArray[np.int32]]:
     """Indices of `lengths`, int32 arrays whose lengths sum to at most `capacity`; each index in one array.
@@ -19,13 +16,10 @@ def packed(lengths: NDArray[np.int32], capacity: int) -> list[NDArray[np.int32]]
     """
     if len(lengths) and int(lengths.max()) > capacity:
         raise ValueError(f"a record of {int(lengths.max())} tokens does not fit into {capacity}")
-    packs: list[NDArray[np.int32]] = []
-    for start in range(0, len(lengths), WINDOW):
-        packs += [np.array(pack, dtype=np.int32) + start for pack in _window(lengths[start : start + WINDOW], capacity)]
-    return packs
+    return [np.array(pack, dtype=np.int32) for pack in _packs(lengths, capacity)]
 
 
-def _window(lengths: NDArray[np.int32], capacity: int) -> list[list[int]]:
+def _packs(lengths: NDArray[np.int32], capacity: int) -> list[list[int]]:
     """Longest first, each into the pack with the least room that is enough.
 
     Packs are kept by their room; a number whose bit r says that some pack has room r finds the least one at once.

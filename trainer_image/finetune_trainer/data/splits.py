@@ -5,17 +5,28 @@ stay together, so that none is held out and trained on at once. It knows neither
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Keys = NDArray[np.uint64]
 Parts = NDArray[np.uint8]
+
+
+class Values(Protocol):
+    """An array, or something on disk that gives pieces of one."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, piece: slice, /) -> NDArray[Any]: ...
+
+
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
-EXACT = 1_000_000
+EXACT = 250_000
 """Records up to which parts have the exact size; of more, each falls into one by chance, so that memory stays flat."""
-CHUNK = 250_000
+CHUNK = 100_000
+"""Records that are looked at together."""
 
 
 class TooFewError(Exception):
@@ -31,7 +42,7 @@ def keys_of(identities: Keys, seed: int) -> Keys:
         return mixed ^ (mixed >> np.uint64(31))
 
 
-def assigned(identities: Keys, labels: NDArray[np.int32] | None, seed: int, validation: float, test: float) -> Parts:
+def assigned(identities: Values, labels: Values | None, seed: int, validation: float, test: float) -> Parts:
     """The part of each record, uint8[n]: TRAIN, VALIDATION or TEST, by share of all records, or of each class.
 
     A share above 0 gets a record at least, and every class keeps one for training. Raises TooFewError.
@@ -43,8 +54,8 @@ def assigned(identities: Keys, labels: NDArray[np.int32] | None, seed: int, vali
         for piece in pieces(len(identities)):
             parts[piece] = _by_chance(keys_of(identities[piece], seed), validation, test)
         return _with_every_class(parts, labels)
-    keys = keys_of(np.asarray(identities), seed)
-    classes = [np.arange(len(keys))] if labels is None else [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    keys = keys_of(identities[:], seed)
+    classes = [np.arange(len(keys))] if labels is None else _classes(labels[:])
     sizes = np.array([len(members) for members in classes])
     testing = _quotas(sizes, test, sizes - 1)
     watching = _quotas(sizes, validation, sizes - 1 - testing)
@@ -53,21 +64,20 @@ def assigned(identities: Keys, labels: NDArray[np.int32] | None, seed: int, vali
     return parts
 
 
-def repeated(identities: Sequence[Keys]) -> int:
-    """How many records equal an earlier one, over all tables; reads the tables piece by piece."""
-    total = sum(map(len, identities))
-    rounds = total // EXACT + 1
-    return sum(_repeated_in(identities, rounds, turn) for turn in range(rounds))
+def repeated(tables: Sequence[Values]) -> int:
+    """How many records equal an earlier one, over all tables of identities."""
+    rounds = sum(map(len, tables)) // EXACT + 1
+    counts = 0
+    for turn in range(rounds):
+        here = np.concatenate([_taken(table, rounds, turn) for table in tables])
+        counts += len(here) - len(np.unique(here))
+    return counts
 
 
-def shared(some: Keys, others: Keys) -> int:
-    """How many of `some` records occur in `others` too."""
-    rounds = len(others) // EXACT + 1
-    mine = np.asarray(some)
-    found = np.zeros(len(mine), dtype=np.bool_)
-    for piece in pieces(len(others), len(others) // rounds + 1):
-        found |= np.isin(mine, others[piece])
-    return int(found.sum())
+def shared(some: Values, others: Values) -> int:
+    """How many of `some` records occur in `others` too, by their identities."""
+    rounds = (len(some) + len(others)) // EXACT + 1
+    return sum(int(np.isin(_taken(some, rounds, turn), _taken(others, rounds, turn)).sum()) for turn in range(rounds))
 
 
 def _by_chance(keys: Keys, validation: float, test: float) -> Parts:
@@ -75,14 +85,18 @@ def _by_chance(keys: Keys, validation: float, test: float) -> Parts:
     return np.where(place < test, TEST, np.where(place < test + validation, VALIDATION, TRAIN)).astype(np.uint8)
 
 
-def _with_every_class(parts: Parts, labels: NDArray[np.int32] | None) -> Parts:
+def _classes(labels: NDArray[np.int32]) -> list[NDArray[np.int64]]:
+    """The records of each class."""
+    return [np.flatnonzero(labels == one) for one in np.unique(labels)]
+
+
+def _with_every_class(parts: Parts, labels: Values | None) -> Parts:
     """Give a class that chance left without training records all of its own back."""
     if labels is None:
         return parts
-    classes = int(labels.max()) + 1
-    trained = np.zeros(classes, dtype=np.int64)
+    trained = np.zeros(max(int(labels[piece].max()) for piece in pieces(len(parts))) + 1, dtype=np.int64)
     for piece in pieces(len(parts)):
-        trained += np.bincount(labels[piece][parts[piece] == TRAIN], minlength=classes)
+        trained += np.bincount(labels[piece][parts[piece] == TRAIN], minlength=len(trained))
     for piece in pieces(len(parts)):
         parts[piece][trained[labels[piece]] == 0] = TRAIN
     return parts
@@ -125,15 +139,15 @@ def _between_equals(ranked: Keys, start: int, cut: int) -> int:
     return min(fitting, key=lambda place: abs(place - cut), default=cut)
 
 
-def _repeated_in(identities: Sequence[Keys], rounds: int, turn: int) -> int:
-    taken = [_taken(table[piece], rounds, turn) for table in identities for piece in pieces(len(table))]
-    here = np.concatenate(taken) if taken else np.empty(0, dtype=np.uint64)
-    return len(here) - len(np.unique(here))
+def _taken(table: Values, rounds: int, turn: int) -> Keys:
+    """The keys whose turn it is: equal keys always come in the same turn, and few enough of them come together."""
+    taken = [np.empty(0, dtype=np.uint64)]
+    for piece in pieces(len(table)):
+        keys = table[piece]
+        taken.append(keys[keys % np.uint64(rounds) == turn])
+    return np.concatenate(taken)
 
 
-def _taken(keys: Keys, rounds: int, turn: int) -> Keys:
-    return np.asarray(keys) if rounds == 1 else keys[keys % np.uint64(rounds) == turn]
-
-
-def pieces(total: int, size: int = CHUNK) -> Iterator[slice]:
-    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+def pieces(total: int) -> Iterator[slice]:
+    """Slices of at most CHUNK records that cover `total`."""
+    return (slice(start, min(start + CHUNK, total)) for start in range(0, total, CHUNK))

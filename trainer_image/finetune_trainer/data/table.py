@@ -16,6 +16,23 @@ from numpy.typing import NDArray
 from finetune_trainer.data.tokens import Example
 
 
+class Column:
+    """An array on disk, one piece of which is read at a time: unlike a mapped one it leaves nothing in memory."""
+
+    def __init__(self, path: Path, kind: type[np.generic]) -> None:
+        self._path = path
+        self._kind = np.dtype(kind)
+        self._length = path.stat().st_size // self._kind.itemsize
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, piece: slice) -> NDArray[Any]:
+        start, stop, _ = piece.indices(self._length)
+        offset = start * self._kind.itemsize
+        return np.fromfile(self._path, dtype=self._kind, count=max(stop - start, 0), offset=offset)
+
+
 class TableWriter:
     """A table that grows. Use as a context manager; the files are complete after it."""
 

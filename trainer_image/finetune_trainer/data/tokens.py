@@ -79,7 +79,9 @@ class Renderer:
 
     def _prompt(self, record: Record) -> Text:
         assert record.prompt is not None
-        if self._template is None or not record.text:
+        if not record.text:  # an end alone is no answer
+            return Text(record.prompt, (), from_template=self._template is not None)
+        if self._template is None:
             start = 0 if self._all else len(record.prompt)
             text = record.prompt + record.text
             return Text(text, ((start, len(text)),), from_template=False)
