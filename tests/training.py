@@ -1,4 +1,4 @@
-"""What the tests of the train stage share: every pair of objective and method on models made in a moment, prepared for real."""
+"""What the tests of the train stage share: each pair of objective and method on a tiny model, prepared for real."""
 
 import os
 import shutil

@@ -41,6 +41,9 @@ REPORTABLE = frozenset(
 )
 """What a trainer may say of its own end. It is not asked about the cluster."""
 
+STOPPED = (ExitCode.STOPPED, ExitCode.TERMINATED, ExitCode.KILLED)
+"""How a container ends that was told to: in time with a checkpoint, without one, or killed when its grace was over."""
+
 _IMAGE = (
     "ErrImagePull",
     "ImagePullBackOff",
@@ -84,6 +87,8 @@ def ending(pod: Pod) -> Ending | None:
         return Ending(Reason.SUCCEEDED, report=report)
     if pod.disruption:
         return Ending(Reason.PREEMPTED, pod.disruption, report)
+    if pod.is_deleting and pod.termination.exit_code in STOPPED and pod.termination.reason != "OOMKilled":
+        return Ending(Reason.PREEMPTED, "the pod was deleted", report)
     return _by_report(pod, report) or _by_exit_code(pod, report)
 
 

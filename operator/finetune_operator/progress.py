@@ -21,6 +21,7 @@ from finetune_api import status as api
 from finetune_api.events import PROGRESS_LIMIT, ProgressReport
 from finetune_api.reasons import Reason
 from finetune_operator import logs, metrics
+from finetune_operator.cluster import ApiError
 from finetune_operator.facts import Health, StageName, timestamp
 from finetune_operator.metrics import Key
 from finetune_operator.settings import Settings
@@ -158,6 +159,8 @@ class ProgressReader:
     def _in_flight(self, watched: _Watched) -> Iterator[None]:
         try:
             yield
+        except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as problem:
+            log.warning("progress could not be written: %s", problem or repr(problem))
         except Exception:
             log.exception("reading progress")
         finally:
@@ -207,14 +210,18 @@ class ProgressReader:
 
     async def _show(self, key: Key, watched: _Watched) -> None:
         """Write what has changed, not more often than the interval."""
-        if watched.report is None or monotonic() - watched.written_at < write_interval(len(self._watched)):
+        # publish only counts files: the run's last loss is worth more to whoever looks.
+        if watched.report is None or watched.report.stage == "publish":
+            return
+        if monotonic() - watched.written_at < write_interval(len(self._watched)):
             return
         progress = progress_of(watched.report, self._eta(watched), "")
         if progress == watched.written:
             return
-        watched.written, watched.written_at = progress, monotonic()
+        watched.written_at = monotonic()
         shown = progress.model_copy(update={"updated_at": timestamp(datetime.now(UTC))})
         await self._write(key, watched.target.job_uid, shown)
+        watched.written = progress
 
 
 async def fetch(session: aiohttp.ClientSession, target: Target, port: int) -> ProgressReport:

@@ -319,7 +319,7 @@ def _is_news(old: api.Progress | None, report: ProgressReport) -> bool:
     """Whether a training pod's last word says more than what is shown."""
     if old is None or old.stage == "prepare":
         return True
-    if old.stage == "publish" or report.step < (old.step or 0):
+    if report.step < (old.step or 0):
         return False
     shown = old.model_copy(update={"eta_seconds": None})
     return progress_of(report, None, old.updated_at or "") != shown

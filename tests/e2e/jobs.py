@@ -32,19 +32,19 @@ class Jobs:
     def get(self, name: str) -> Object:
         return self.kubectl.get("finetunejob", name)
 
-    def until(self, name: str, is_true: Callable[[Object], bool], what: str, seconds: float = 120) -> Object:
+    def until(self, name: str, is_true: Callable[[Object], bool], what: str, seconds: float = 300) -> Object:
         """The job as soon as `is_true` of it. A job that has ended will not change, so its end ends the wait."""
         seen = self.kubectl.until("finetunejob", name, lambda job: is_true(job) or phase(job) in ENDS, what, seconds)
         assert is_true(seen), f"{name} ended before {what}: {explanation(seen)}"
         return seen
 
-    def until_succeeded(self, name: str, seconds: float = 240) -> Object:
+    def until_succeeded(self, name: str, seconds: float = 600) -> Object:
         return self.until(name, lambda job: phase(job) == "Succeeded", "Succeeded", seconds)
 
-    def until_failed(self, name: str, seconds: float = 120) -> Object:
+    def until_failed(self, name: str, seconds: float = 300) -> Object:
         return self.until(name, lambda job: phase(job) == "Failed", "Failed", seconds)
 
-    def until_step(self, name: str, step: int, seconds: float = 180) -> Object:
+    def until_step(self, name: str, step: int, seconds: float = 300) -> Object:
         """As soon as the job trains and has done `step` steps."""
         return self.until(name, lambda job: phase(job) == "Training" and steps(job) >= step, f"step {step}", seconds)
 

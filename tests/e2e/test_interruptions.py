@@ -16,7 +16,7 @@ from e2e.installation import RELEASE, is_current, local_cluster
 from e2e.jobs import Jobs, condition, explanation, has_reason, phase
 from e2e.kubectl import Kubectl, Object
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 STEPS = 1500
 MIDDLE = 300

@@ -139,7 +139,7 @@ def test_the_page_is_shown_in_status_and_metrics(reader: Operator, new_trainer: 
         trainer.report(step=step, totalSteps=100, loss=2.25)
     eta = eventually(lambda: job.status()["progress"].get("etaSeconds"), "a time of arrival")
     assert 40 < eta < 200
-    assert metric(reader, "finetune_job_step", name=job.name) == 13
+    eventually(lambda: metric(reader, "finetune_job_step", name=job.name) == 13, "the latest step in the metrics")
     assert metric(reader, "finetune_job_loss", name=job.name) == 2.25
 
 

@@ -73,6 +73,5 @@ def test_a_whole_life_takes_few_writes_and_rest_takes_none(audited: tuple[Contro
         job.wait_phase("Succeeded")
         time.sleep(3)
         assert sum(writes(log).values()) <= 15, writes(log)
-        print(dict(writes(log)))
     finally:
         operator.kill()

@@ -58,12 +58,14 @@ def finished(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
 
 
 def test_training_lowers_the_loss(finished: Finished) -> None:
-    """The training loss falls, and so does the held-out loss of what is kept."""
+    """The last steps cost less than the first, and the kept weights are those that validation liked best."""
     history = results.read(finished.trained.workspace.result).state.history
     losses = [event.loss for event in history if event.loss is not None]
     assert len(losses) == STEPS
     assert min(losses[-2:]) < losses[0]
-    assert finished.evaluation.tuned.loss < finished.evaluation.base.loss
+    judged = {event.step: event.eval_loss for event in history if event.eval_loss is not None}
+    assert finished.evaluation.best_step == min(judged, key=lambda step: judged[step])
+    assert finished.evaluation.tuned != finished.evaluation.base
 
 
 def test_the_artifact_is_the_model_that_was_measured(finished: Finished) -> None:
@@ -94,7 +96,7 @@ def test_exactly_the_parameters_of_the_method_move(finished: Finished) -> None:
 
 
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(finished: Finished, tmp_path: Path) -> None:
-    """SIGTERM after three of eight steps, with dropout, accumulation and a schedule: the same weights, moments and losses."""
+    """SIGTERM after three of eight steps, with dropout and accumulation: the same weights, moments and losses."""
     again = finished.prepared.copy(tmp_path / "workspace")
     with pytest.raises(Failure) as stopped:
         again.train(StopAfter(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
@@ -146,7 +148,7 @@ def test_the_card_loads_the_artifact_in_a_fresh_process(
 
 
 class PlainPython:
-    """One fresh interpreter without our package, for all artifacts: importing torch anew for each would take minutes."""
+    """One fresh interpreter without our package for all artifacts: to import torch anew for each takes minutes."""
 
     LOOP = (
         "import json, os, sys, torch\n"

@@ -1,7 +1,7 @@
 """The training path itself: losses, batches, packing, accumulation, failures, checkpoints.
 
-Theory: speed came from leaving work out (logits, padding, masks, second passes). Each omission is compared here with the
-plain computation that it replaces.
+Theory: speed came from leaving work out (logits, padding, masks, second passes). Each omission is compared here with
+the plain computation that it replaces.
 """
 
 import dataclasses
@@ -154,7 +154,7 @@ def test_a_packed_run_trains_and_evaluates_unpacked(tmp_path: Path) -> None:
 
 
 def test_accumulated_micro_batches_weigh_tokens_not_batches(runs: dict[Pair, Prepared], tmp_path: Path) -> None:
-    """Eight records in one pass or in four passes of two give the same gradient, though their answers differ in length."""
+    """Eight records in one pass or in four give the same gradient, though their answers differ in length."""
     tuner = evaluating(runs[GPT2])
     rows = [
         [with_learnt(record, count)]
@@ -210,7 +210,7 @@ def test_a_run_that_stops_improving_ends_early_with_its_best_weights(tmp_path: P
 
 
 def test_a_stop_during_an_evaluation_is_made_up_for(llama: Prepared, tmp_path: Path) -> None:
-    """Asked to stop while it evaluates step 2, the run saves that step; the next attempt evaluates it and goes on the same."""
+    """Asked to stop while it evaluates step 2, the run saves that step; the next attempt evaluates it and goes on."""
     expected = llama.copy(tmp_path / "other")
     expected.train()
 
@@ -232,7 +232,7 @@ def test_a_stop_during_an_evaluation_is_made_up_for(llama: Prepared, tmp_path: P
 
 
 def test_a_damaged_checkpoint_is_passed_over(llama: Prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """With one byte of the newest flipped, the run resumes from the one before, says so, and ends in the same weights."""
+    """With a byte of the newest flipped, the run resumes from the one before, says so, and ends in the same weights."""
     spec = llama.run.spec.model_copy(
         update={"checkpoint": llama.run.spec.checkpoint.model_copy(update={"every_steps": 1, "every_minutes": None})}
     )
@@ -252,7 +252,7 @@ def test_a_damaged_checkpoint_is_passed_over(llama: Prepared, tmp_path: Path, ca
 
 
 def test_a_checkpoint_of_another_run_is_refused(llama: Prepared) -> None:
-    """Another job's uid, or another learning rate, on the same workspace: CheckpointMismatch, and nothing is touched."""
+    """Another job's uid, or another learning rate, on the same workspace: CheckpointMismatch; nothing is touched."""
     stop = StopRequest()
     with pytest.raises(Failure):
         llama.train(StopAfter(2, stop.set), stop)

@@ -59,6 +59,16 @@ def test_a_disrupted_pod_is_preempted_whatever_its_code() -> None:
     assert (end.reason, end.message) == (Reason.PREEMPTED, "node is drained")
 
 
+@pytest.mark.parametrize("code", [75, 137, 143])
+def test_a_deleted_pod_was_stopped_and_not_out_of_memory(code: int) -> None:
+    """Killed because its grace was over, it did not need too much memory; unless the kubelet says so."""
+    end = ending(ended("train", code, is_deleting=True))
+    oom = ending(ended("train", 137, is_deleting=True, reason="OOMKilled"))
+    assert end is not None
+    assert oom is not None
+    assert (end.reason, oom.reason) == (Reason.PREEMPTED, Reason.OUT_OF_MEMORY)
+
+
 def test_the_kernels_kill_outweighs_a_report_of_a_defect() -> None:
     """When only a child of the trainer was killed, the trainer sees a defect; the kubelet knows better."""
     message = json.dumps({"stage": "prepare", "reason": "InternalError", "message": "a worker died"})
