@@ -60,10 +60,10 @@ class Reason(StrEnum):
     NO_REPORTS = "NoReports"
     STALLED = "Stalled"
     RETRYING = "Retrying"
+    NAME_CONFLICT = "NameConflict"
 
     # Failures: the job has ended.
     BAD_SPEC = "BadSpec"
-    NAME_CONFLICT = "NameConflict"
     DATASET_INVALID = "DatasetInvalid"
     DATASET_UNAVAILABLE = "DatasetUnavailable"
     MODEL_UNAVAILABLE = "ModelUnavailable"
