@@ -1,8 +1,8 @@
 """Peak memory of `prepare` on a small and on a large JSONL file, and their ratio.
 
-    .venv/bin/python benchmarks/prepare_memory.py         # 10 MB and 2 GB: half an hour on two quiet cores
-    .venv/bin/python benchmarks/prepare_memory.py --mb 10 100
     .venv/bin/python benchmarks/prepare_memory.py                # 10 MB and 2 GB: half an hour on two quiet cores
+    .venv/bin/python benchmarks/prepare_memory.py --mb 10 100
+    .venv/bin/python benchmarks/prepare_memory.py --model assets/models/smollm2-135m-instruct  # a real tokenizer
 
 Makes prompt/completion records of random words in a temporary folder (three times the largest size of free disk), runs
 the stage as a process, and reads the peak resident memory of that process from the kernel. The process that counts

@@ -38,7 +38,7 @@ remove_pod "$@"
 trap 'remove_pod "$@"' EXIT
 sed "s|image: python:3.11-slim|image: ${IMAGE:-python:3.11-slim}|" "$here/volumes.yaml" | kubectl "$@" apply -f - >&2
 if ! kubectl "$@" wait pod/finetune-loader --for=condition=Ready --timeout=180s >/dev/null; then
-    echo "load: the pod finetune-loader did not start; this says why:" >&2
+    echo "load: the pod finetune-loader did not start (an image that cannot be pulled? IMAGE=… names another); its events:" >&2
     kubectl "$@" describe pod finetune-loader | sed -n '/^Events:/,$p' >&2
     exit 1
 fi

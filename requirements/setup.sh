@@ -15,7 +15,8 @@ fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3
 find_python() {
     for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 /usr/bin/python3}; do
         if fits "$candidate"; then
-            "$candidate" -c 'import sys; print(sys.executable)'
+            # Seen from inside .venv (its bin may come first on PATH): the interpreter below it.
+            "$candidate" -c 'import sys; print(sys._base_executable)'
             return
         fi
     done

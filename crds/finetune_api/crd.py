@@ -21,7 +21,7 @@ PRINTER_COLUMNS = [
         "name": "Progress",
         "type": "integer",
         "jsonPath": ".status.progress.percent",
-        "description": "percent of the training steps",
+        "description": "percent of the running stage",
     },
     {"name": "Loss", "type": "number", "jsonPath": ".status.progress.loss"},
     {"name": "ETA", "type": "integer", "jsonPath": ".status.progress.etaSeconds", "description": "seconds left"},

@@ -54,6 +54,8 @@ class OutOfMemoryError(RuntimeError):
         (Failure(Reason.MODEL_UNAVAILABLE, "busy", transient=True), 70, "ModelUnavailable", "busy"),
         (MemoryError(), 137, "OutOfMemory", "out of memory"),
         (OutOfMemoryError("CUDA out of memory"), 137, "OutOfMemory", "out of memory: CUDA out of memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "/model/a", None, "/w/a"), 73, "OutputNotWritable",
+         "no space left for /w/a: make room, or raise resources.workspace.size"),
         (OSError(errno.ENOSPC, "No space left on device", "/w/x"), 73, "OutputNotWritable",
          "no space left for /w/x: make room, or raise resources.workspace.size"),
         (KeyboardInterrupt(), 75, "Preempted", "stopped by the user; the same command goes on from here"),

@@ -15,6 +15,7 @@ import random
 import re
 import shutil
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ class Store:
         return self.folder / f"best-{step:08d}"
 
     def _seal(self, draft: Path) -> None:
-        files = {path.name: sha256(path) for path in sorted(draft.iterdir())}
+        paths = sorted(draft.iterdir())
+        with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+            files = {path.name: digest for path, digest in zip(paths, pool.map(sha256, paths), strict=True)}
         (draft / MANIFEST).write_text(json.dumps({"identity": self.identity.to_wire(), "files": files}, indent=1))
 
     def _steps(self) -> list[Path]:

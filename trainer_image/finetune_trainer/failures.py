@@ -55,6 +55,7 @@ def classified(error: BaseException) -> Failure:
     if isinstance(error, KeyboardInterrupt):
         return Failure(Reason.PREEMPTED, "stopped by the user; the same command goes on from here")
     if isinstance(error, OSError) and error.errno in FULL:
-        message = f"no space left for {error.filename or 'the workspace'}: make room, or raise resources.workspace.size"
+        place = error.filename2 or error.filename or "the workspace"  # of a copy the second name is the new file's
+        message = f"no space left for {place}: make room, or raise resources.workspace.size"
         return Failure(Reason.OUTPUT_NOT_WRITABLE, message)
     return Failure(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
