@@ -82,12 +82,12 @@ def write(path: Path, size: int) -> int:
     """Write about `size` bytes of records; returns their number. Smaller files are the beginning of larger ones."""
     source, words = random.Random(1), vocabulary()
     often = list(itertools.accumulate(1 / rank for rank in range(1, len(words) + 1)))  # Zipf, as words in text are
+    texts = [" ".join(source.choices(words, cum_weights=often, k=source.randint(5, 120))) for _ in range(5000)]
     records = 0
     with path.open("w", encoding="utf-8") as file:
         while records % 1000 or file.tell() < size:
-            prompt = " ".join(source.choices(words, cum_weights=often, k=source.randint(20, 120)))
-            completion = " ".join(source.choices(words, cum_weights=often, k=source.randint(5, 60)))
-            file.write(json.dumps({"prompt": f"{records}: {prompt}?", "completion": completion}) + "\n")
+            prompt, completion = source.choices(texts, k=2)
+            file.write(f'{{"prompt": "{records}: {prompt}?", "completion": "{completion}"}}\n')
             records += 1
     return records
 

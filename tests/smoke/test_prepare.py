@@ -250,6 +250,16 @@ def test_changed_data_are_prepared_anew_and_a_changed_plan_is_planned_anew(tmp_p
     assert anew.data.train_examples == 46
 
 
+def test_other_weights_are_planned_anew_over_the_same_data(tmp_path: Path) -> None:
+    """The data depends on the tokenizer only; what train loads is the model as it is now."""
+    source = jsonl(tmp_path / "a.jsonl", PAIRS)
+    _, first, _ = prepared(run_of(tmp_path, source))
+    save_file({"weight": np.zeros(4, dtype=np.float32)}, tmp_path / "model" / "model.safetensors")
+    _, second, _ = prepared(run_of(tmp_path, source))
+    assert first.data == second.data
+    assert first.model_revision != second.model_revision == second.plan.model_revision
+
+
 def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
     """Half-made data never looks complete, and does not fill the volume."""
     left = tmp_path / "workspace" / "prepared.tmp-1"

@@ -166,7 +166,7 @@ def _check_weights(path: Path, name: str) -> None:
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else LONGEST_HEADER + 1
         try:
-            header = json.loads(file.read(length)) if length <= LONGEST_HEADER else None
+            header: dict[str, Any] = json.loads(file.read(length) if length <= LONGEST_HEADER else b"")
             ends = [tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"]
         except (ValueError, AttributeError, KeyError, TypeError):
             pointer = " (a git-lfs pointer: fetch the file itself)" if head.startswith(b"version ") else ""

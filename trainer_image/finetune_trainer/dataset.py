@@ -192,12 +192,12 @@ def _renumber(path: Path, places: list[int]) -> None:
 def _splits(job: Preparation, draft: Path, tallies: dict[SplitName, Tally]) -> dict[str, SplitFiles]:
     """Decide which records are in which split."""
     dataset = job.spec.dataset
-    files = {name: SplitFiles(table=name) for name in tallies}
+    files = {str(name): SplitFiles(table=name) for name in tallies}
     for name in files.keys() - {"train"}:
         _tell_shared(draft, name)
     shares = {"validation": dataset.validation.fraction or 0.0, "test": dataset.test.fraction or 0.0}
     if not any(shares.values()):
-        return dict(files)
+        return files
     parts = _parts(draft, job.spec.training.seed, shares)
     numbers = {"train": splits.TRAIN, "validation": splits.VALIDATION, "test": splits.TEST}
     halves = {name: number for name, number in numbers.items() if name == "train" or shares[name]}

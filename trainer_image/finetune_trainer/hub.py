@@ -106,7 +106,7 @@ def repository(where: Place, kind: str, revision: str | None) -> Repository:
 def fetch(where: Place, source: Repository, files: list[HubFile], folder: Path) -> None:
     """Download `files` into `folder`; what an earlier try left there is continued."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()  # the log says how far it is, also where there is no terminal
     with _watched(folder, where.uri, sum(file.size for file in files)):

@@ -52,7 +52,7 @@ def prepare(
         count.ask(page.labels)
         parameters = count.result()
     check_room(run, output, _result_size(job, parameters))
-    page = page.model_copy(update={"plan": _plan(job, page, parameters), "plan_key": plan_key})
+    page = _planned(job, page, parameters, plan_key)
     write_page(workspace.prepared, page)
     shutil.rmtree(workspace.downloads, ignore_errors=True)
     log.info("prepared in %.1f s: %s", time.monotonic() - began, _summary(page))
@@ -76,6 +76,16 @@ def _plan_key(job: Preparation) -> str:
     return sha256_of([spec, job.model.revision, str(job.model.folder)])
 
 
+def _planned(job: Preparation, page: Prepared, parameters: Parameters, plan_key: str) -> Prepared:
+    """The page with its plan, and with the model as it is now: the data may be older than both."""
+    model = {
+        "model_path": str(job.model.folder),
+        "model_revision": job.model.revision,
+        "model_stamp": job.model.stamp,
+    }
+    return page.model_copy(update={"plan": _plan(job, page, parameters), "plan_key": plan_key, **model})
+
+
 def _plan(job: Preparation, page: Prepared, parameters: Parameters) -> Plan:
     records = page.data.train_examples or 0
     micro, accumulation, steps = schedule(job.spec.training, records, page.data.packed_rows or records)
@@ -88,7 +98,7 @@ def _plan(job: Preparation, page: Prepared, parameters: Parameters) -> Plan:
         train_tokens=page.train_tokens,
         packing=page.packing,
         learning_rate=job.spec.training.learning_rate,
-        model_revision=page.model_revision,
+        model_revision=job.model.revision,
     )
 
 

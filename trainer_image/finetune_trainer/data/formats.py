@@ -46,7 +46,8 @@ class Meter:
         self._stream: IO[bytes] | None = None
 
     @property
-    def bytes(self) -> int:
+    def position(self) -> int:
+        """Bytes read so far."""
         open_now = self._stream is not None and not self._stream.closed
         return self._before + (self._stream.tell() if open_now and self._stream else 0)
 

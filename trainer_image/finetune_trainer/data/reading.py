@@ -130,7 +130,7 @@ class TableReader:
         for source in sources:
             for file in source.files:
                 self._file(file, source.place)
-                self._finished += file.meter.bytes
+                self._finished += file.meter.position
         self._reader.faults.check()
         return self.tally
 
@@ -173,7 +173,7 @@ class TableReader:
         self._reader.check()
 
     def _tell(self, file: DataFile) -> None:
-        done = max(self._finished + file.meter.bytes, 1)
+        done = max(self._finished + file.meter.position, 1)
         expected = round(self.tally.read * max(self._total / done, 1))
         self._reader.progress.update(activity="reading", step=self.tally.read, total_steps=expected)
         if time.monotonic() - self._told >= PAUSE:
