@@ -39,7 +39,7 @@ def test_a_permanent_exit_code_fails_the_job_at_its_first_try(submit: Submit, co
     assert f"exit code {code}" in failed["message"]
     assert job.child_job("train") is None
     assert len(job.pods()) == 1
-    assert reason in job.events()
+    eventually(lambda: reason in job.events(), "the failure is told")  # Events follow the status
 
 
 def test_the_report_says_more_than_the_exit_code(submit: Submit) -> None:
