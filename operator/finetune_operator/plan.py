@@ -163,7 +163,10 @@ def _suspension(observed: Observed, reached: Milestones, now: datetime) -> Verdi
         return None
     if any(not pod.is_over for pod in observed.pods):
         return Verdict(
-            Phase.SUSPENDED, Reason.SUSPENDING, "waiting for the pod to save a checkpoint and end", is_progressing=False
+            PHASES[reached.stage],
+            Reason.SUSPENDING,
+            "waiting for the pod to save a checkpoint and end",
+            is_progressing=False,
         )
     return Verdict(Phase.SUSPENDED, Reason.SUSPENDED, "set spec.suspend to false to go on", is_progressing=False)
 
@@ -280,14 +283,20 @@ def _deletions(observed: Observed, reached: Milestones, verdict: Verdict) -> tup
     if job is None or job.is_deleting:
         return ()
     is_lost = verdict.reason is Reason.RETRYING and reached.stage == "publish" and job.is_complete
-    if is_lost or (verdict.phase in (Phase.FAILED, Phase.SUSPENDED) and not job.is_finished):
+    if is_lost or ((verdict.phase == Phase.FAILED or _is_held(verdict)) and not job.is_finished):
         return (job,)
     return ()
 
 
+def _is_held(verdict: Verdict) -> bool:
+    """Whether the job is suspended, or on its way there: the phase is Suspended only once no pod is left."""
+    return verdict.reason in (Reason.SUSPENDING, Reason.SUSPENDED)
+
+
 def _creations(observed: Observed, reached: Milestones, verdict: Verdict, settings: Settings) -> tuple[Object, ...]:
     """The children that the stage lacks; never a Job beside a pod that is still alive."""
-    if verdict.phase in (Phase.SUCCEEDED, Phase.FAILED, Phase.SUSPENDED) or observed.conflicts or observed.spec is None:
+    is_over = verdict.phase in (Phase.SUCCEEDED, Phase.FAILED)
+    if is_over or _is_held(verdict) or observed.conflicts or observed.spec is None:
         return ()
     if reached.stage in observed.jobs or any(not pod.is_over for pod in observed.pods):
         return ()
