@@ -19,6 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    # Threads that wait sleep: spinning, they starve each other as soon as anything else wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if options.stage in OFFLINE_STAGES:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return run_stage(options.stage, STAGES[options.stage], options.run, options.port, options.termination_log)

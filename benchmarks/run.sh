@@ -1,0 +1,9 @@
+#!/bin/sh
+# Print the tables of docs/benchmarks.md again, one after the other: about an hour and a half on two quiet cores.
+set -eu
+cd "$(dirname "$0")/.."
+assets=${ASSETS:-${XDG_CACHE_HOME:-$HOME/.cache}/finetune-operator/assets/out}
+.venv/bin/python examples/assets.py "$assets"
+.venv/bin/python benchmarks/train_speed.py --assets "$assets"
+.venv/bin/python benchmarks/operator_burst.py
+.venv/bin/python benchmarks/prepare_memory.py
