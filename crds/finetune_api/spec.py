@@ -19,6 +19,10 @@ def _not_a_local_file(field: str) -> Rule:
     return Rule(f"!self.{field}.startsWith('file://')", _LOCAL_FILE, cluster_only=True)
 
 
+def _stays_inside(field: str) -> Rule:
+    return Rule(rf"!self.{field}.matches(r'(^|/)\.\.(/|$)')", f"{field} must not contain '..'")
+
+
 class Auth(Model):
     """Credentials for one source."""
 
@@ -30,7 +34,7 @@ class Auth(Model):
 class ModelSource(Model):
     """The base model."""
 
-    rules: ClassVar = (_not_a_local_file("uri"),)
+    rules: ClassVar = (_not_a_local_file("uri"), _stays_inside("uri"))
 
     uri: Annotated[str, Field(pattern=MODEL_PATTERN, max_length=1024, json_schema_extra={"x-message": MODEL_FORMS})]
     """Where the model lives: `hf://org/name`, or `pvc://claim/path` for a folder in Hugging Face layout (config,
@@ -72,6 +76,7 @@ class Source(Model):
 
     rules: ClassVar = (
         _not_a_local_file("uri"),
+        _stays_inside("uri"),
         Rule("!has(self.revision) || self.uri.startsWith('hf://')", "revision belongs to hf:// sources only"),
     )
 
@@ -272,7 +277,7 @@ class Evaluation(Model):
 class Output(Model):
     """Where the result goes."""
 
-    rules: ClassVar = (_not_a_local_file("uri"),)
+    rules: ClassVar = (_not_a_local_file("uri"), _stays_inside("uri"))
 
     uri: Annotated[str, Field(pattern=OUTPUT_PATTERN, max_length=1024, json_schema_extra={"x-message": OUTPUT_FORMS})]
     """Folder for the result: `pvc://claim/path`. What is there is replaced only if an earlier run of this job put it
@@ -346,15 +351,20 @@ FROZEN = ("model", "dataset", "objective", "method", "training", "checkpoint", "
 """Stanzas that define the run. The others may change while it runs."""
 
 
+def _is_frozen(field: str) -> Rule:
+    message = f"{field} defines the run and cannot be changed: apply a job under a new name"
+    return Rule(f"self.{field} == oldSelf.{field}", message)
+
+
 class FineTuneJobSpec(Model):
     """What to fine-tune, on what, how, and where the result goes."""
 
-    rules: ClassVar = tuple(
+    rules: ClassVar = (
+        *(_is_frozen(field) for field in FROZEN),
         Rule(
-            f"self.{field} == oldSelf.{field}",
-            f"{field} defines the run and cannot be changed: apply a job under a new name",
-        )
-        for field in FROZEN
+            "!has(self.objective.classification) || self.dataset.packing != 'always'",
+            "packing puts several records in one row; a classifier needs one record a row: leave dataset.packing out",
+        ),
     )
 
     model: ModelSource

@@ -39,7 +39,7 @@ class Plan(Model):
     trainable_parameters: int | None = None
     """Those that move."""
     micro_batch_size: int | None = None
-    """Records per forward pass."""
+    """Records per forward pass; rows, where records are packed."""
     gradient_accumulation: int | None = None
     """Forward passes per optimizer step."""
     total_steps: int | None = None

@@ -91,10 +91,10 @@ class Follower:
         while True:
             jobs = patience.ask(lambda: self._jobs(name))
             for job in jobs or []:
-                key, line = f"{job.metadata.namespace}/{job.metadata.name}", listing.line(job)
-                if shown.get(key) != line:
-                    self.console.print(line, markup=False)
-                    shown[key] = line
+                key, news = f"{job.metadata.namespace}/{job.metadata.name}", listing.news(job)
+                if shown.get(key) != news:
+                    self.console.print(listing.line(job), markup=False)
+                    shown[key] = news
             if jobs and name is not None and has_ended(jobs[0]):
                 failed = report.failure(jobs[0].status)
                 if failed is not None:

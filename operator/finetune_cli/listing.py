@@ -41,3 +41,12 @@ def line(job: FineTuneJob) -> str:
     progress = job.status.progress
     details = progress_line(progress) if progress is not None and job.status.phase not in ENDED else ""
     return ", ".join(part for part in (f"{job.metadata.name}: {job.status.phase or 'Unseen'}", details) if part)
+
+
+def news(job: FineTuneJob) -> str:
+    """The part of `line` that is worth a line of its own when it changes: all but the time left, which always does."""
+    progress = job.status.progress
+    if progress is None:
+        return line(job)
+    timeless = job.status.model_copy(update={"progress": progress.model_copy(update={"eta_seconds": None})})
+    return line(job.model_copy(update={"status": timeless}))

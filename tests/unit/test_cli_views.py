@@ -188,6 +188,15 @@ def test_a_line_says_the_same_without_a_terminal() -> None:
     assert listing.line(a_job(phase="Succeeded", progress=TRAINING)) == "bot: Succeeded"
 
 
+def test_time_that_passes_is_no_news() -> None:
+    """A step is worth a line, another estimate of the time left is not."""
+    job, later = (a_job(phase="Training", progress=TRAINING | {"etaSeconds": seconds}) for seconds in (80, 79))
+    stepped = a_job(phase="Training", progress=TRAINING | {"step": 13})
+
+    assert listing.news(later) == listing.news(job)
+    assert listing.news(stepped) != listing.news(job)
+
+
 def test_the_description_of_a_failed_job_tells_why_and_what_next() -> None:
     """Reason, message and the next step stand above the conditions."""
     shown = text(described(a_job(phase="Failed", conditions=[FAILED]), NOW))
