@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from e2e import upstream
@@ -17,6 +18,7 @@ from e2e.installation import ROOT, Images
 from e2e.jobs import Jobs, condition
 from e2e.kubectl import Kubectl
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.device import compute_dtype
 from finetune_trainer.prepared import open_split, read_prepared
 from finetune_trainer.workspace import Workspace
 
@@ -65,7 +67,7 @@ def test_example(
     spec = FineTuneJobSpec.model_validate(yaml.safe_load(example.read_text(encoding="utf-8"))["spec"])
     base = assets / "models" / spec.model.uri.rpartition("/")[2]
     loss = measured_loss(spec, folder, base, workspace(name), evaluation)
-    assert loss == pytest.approx(evaluation["tuned"]["loss"], rel=1e-2)
+    assert loss == pytest.approx(evaluation["tuned"]["loss"], rel=5e-3)
 
 
 def measured_loss(
@@ -77,7 +79,9 @@ def measured_loss(
     split = open_split(workspace, page, evaluation["split"])
     assert split is not None
     model = upstream.tuned_model(artifact, base, spec.objective.kind, page.labels)
-    return upstream.held_out_loss(model, list(split), page.pad_token_id)
+    # In the job's arithmetic: between bf16 and fp32 the loss of one model differs by more than the tolerance.
+    dtype = compute_dtype(spec.training.precision, torch.device("cpu"))
+    return upstream.held_out_loss(model, list(split), page.pad_token_id, dtype)
 
 
 def assert_columns(kubectl: Kubectl, name: str) -> None:

@@ -50,12 +50,14 @@ def tuned_model(artifact: Path, base: Path, objective: str, labels: Sequence[str
     return kind.from_pretrained(artifact, dtype=torch.float32).eval()
 
 
-def held_out_loss(model: transformers.PreTrainedModel, records: Sequence[Record], padding: int) -> float:
-    """Mean cross-entropy in nats: per learnt token where records have a `loss_mask`, else per record."""
+def held_out_loss(
+    model: transformers.PreTrainedModel, records: Sequence[Record], padding: int, dtype: torch.dtype
+) -> float:
+    """Mean cross-entropy in nats with products in `dtype`: per learnt token where records have a mask, else per record."""
     if model.config.pad_token_id is None:
         model.config.pad_token_id = padding  # a classifier finds the last token of a row by it
     total, count = 0.0, 0
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
         for batch in batches(records):
             ids, mask = padded(batch, padding)
             logits = model(input_ids=ids, attention_mask=mask).logits.float()
