@@ -53,7 +53,7 @@ def tuned_model(artifact: Path, base: Path, objective: str, labels: Sequence[str
 def held_out_loss(
     model: transformers.PreTrainedModel, records: Sequence[Record], padding: int, dtype: torch.dtype
 ) -> float:
-    """Mean cross-entropy in nats with products in `dtype`: per learnt token where records have a mask, else per record."""
+    """Mean cross-entropy in nats, products in `dtype`: per learnt token where records have a mask, else per record."""
     if model.config.pad_token_id is None:
         model.config.pad_token_id = padding  # a classifier finds the last token of a row by it
     total, count = 0.0, 0
