@@ -101,6 +101,7 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     command = [sys.executable, __file__, "--variant", name, "--folder", str(folder), "--steps", str(options.steps)]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(options.threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # as the stage sets it; the same for all
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
