@@ -7,7 +7,6 @@ are compared with its own, bit for bit.
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from functools import cache
 
 import pytest
 
@@ -74,15 +73,9 @@ def weights(desk: Courier, tmp_path_factory: pytest.TempPathFactory) -> Digest:
 
 
 @pytest.fixture(scope="module")
-def expected_weights(jobs: Jobs, reference: str, weights: Digest) -> Callable[[], str]:
-    """The digest of the reference run's weights; waits for it only when asked, so that runs can overlap."""
-
-    @cache
-    def digest() -> str:
-        jobs.until_succeeded(reference)
-        return weights(reference)
-
-    return digest
+def expected_weights(jobs: Jobs, reference: str, weights: Digest) -> str:
+    jobs.until_succeeded(reference)
+    return weights(reference)
 
 
 def test_bad_data(jobs: Jobs, tiny_model: str) -> None:
@@ -95,7 +88,7 @@ def test_bad_data(jobs: Jobs, tiny_model: str) -> None:
     assert "train" not in jobs.stage_jobs(name)
 
 
-def test_eviction(jobs: Jobs, tiny_model: str, weights: Digest, expected_weights: Callable[[], str]) -> None:
+def test_eviction(jobs: Jobs, tiny_model: str, weights: Digest, expected_weights: str) -> None:
     """An evicted training pod is replaced; the run goes on from its checkpoint and ends in the same weights."""
     name = jobs.apply(tiny_job("evicted", tiny_model))
     jobs.until_step(name, MIDDLE)
@@ -105,7 +98,7 @@ def test_eviction(jobs: Jobs, tiny_model: str, weights: Digest, expected_weights
     assert first["reason"] == "Preempted"
     assert MIDDLE <= second["fromStep"] < STEPS
     assert status["recovery"] == {"restarts": 1, "stepsLost": 0}
-    assert weights(name) == expected_weights()
+    assert weights(name) == expected_weights
 
 
 def evict(kubectl: Kubectl, pod: str) -> None:
@@ -116,7 +109,7 @@ def evict(kubectl: Kubectl, pod: str) -> None:
     kubectl("create", "--raw", path, "--filename=-", document=eviction)
 
 
-def test_suspension(jobs: Jobs, tiny_model: str, weights: Digest, expected_weights: Callable[[], str]) -> None:
+def test_suspension(jobs: Jobs, tiny_model: str, weights: Digest, expected_weights: str) -> None:
     """A suspended job holds no pod; resumed, it goes on at its last step and ends in the same weights."""
     name = jobs.apply(tiny_job("suspended", tiny_model))
     jobs.until_step(name, MIDDLE)
@@ -129,7 +122,7 @@ def test_suspension(jobs: Jobs, tiny_model: str, weights: Digest, expected_weigh
     assert MIDDLE <= second["fromStep"] < STEPS
     assert second["fromStep"] == first["toStep"]
     assert status["recovery"]["stepsLost"] == 0
-    assert weights(name) == expected_weights()
+    assert weights(name) == expected_weights
 
 
 def test_operator_away(jobs: Jobs, operator: Kubectl, tiny_model: str) -> None:
@@ -201,15 +194,12 @@ def limits(job: Object) -> Object:
     return found
 
 
-def test_deletion(
-    jobs: Jobs, tiny_model: str, reference: str, weights: Digest, expected_weights: Callable[[], str]
-) -> None:
+def test_deletion(jobs: Jobs, tiny_model: str, reference: str, weights: Digest, expected_weights: str) -> None:
     """Deleted in mid-run, a job takes all its children with it; what an earlier run published stays."""
-    before = expected_weights()
     jobs.delete(reference)
     jobs.apply(tiny_job(reference, tiny_model))
     jobs.until_step(reference, MIDDLE)
     jobs.delete(reference)
     kinds = "jobs,pods,configmaps,persistentvolumeclaims"
     assert jobs.kubectl("get", kinds, f"--selector=finetune.dev/job={reference}", "--output=name") == ""
-    assert weights(reference) == before
+    assert weights(reference) == expected_weights
