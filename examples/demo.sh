@@ -80,26 +80,27 @@ run_in_cluster() {
 
 bring_up_cluster() {
     if [ "${CLUSTER:-}" = current ]; then
-        step "Using the current cluster, $(kubectl config current-context)"
+        step "Using the current cluster"
+        kubectl cluster-info | sed -n 1p
         return
     fi
     step "Bringing up a local Kubernetes (from nothing about ten minutes, then ten seconds)"
     python3 tests/cluster up
     KUBECONFIG=$(python3 tests/cluster kubeconfig)
     export KUBECONFIG
-    local programs
-    programs=$(python3 tests/cluster binaries kubectl helm | xargs -n 1 dirname | paste -sd:)
-    export PATH="$programs:$PATH"
+    PROGRAMS=$(python3 tests/cluster binaries kubectl helm | xargs -n 1 dirname | paste -sd:)
+    export PATH="$PROGRAMS:$PATH"
     kubectl get nodes
 }
 
 provide_images() {
-    step "Building the images of operator and trainer"
-    if [ -z "${OPERATOR_IMAGE:-}" ] || [ -z "${TRAINER_IMAGE:-}" ]; then
-        if [ "${CLUSTER:-}" = current ]; then
-            echo "CLUSTER=current needs OPERATOR_IMAGE and TRAINER_IMAGE: images that its nodes can pull" >&2
-            return 64
-        fi
+    if [ -n "${OPERATOR_IMAGE:-}" ] && [ -n "${TRAINER_IMAGE:-}" ]; then
+        step "Using the images that OPERATOR_IMAGE and TRAINER_IMAGE name"
+    elif [ "${CLUSTER:-}" = current ]; then
+        echo "CLUSTER=current needs OPERATOR_IMAGE and TRAINER_IMAGE: images that its nodes can pull" >&2
+        return 64
+    else
+        step "Building the images of operator and trainer (from nothing about five minutes, then seconds)"
         eval "$(python3 tests/cluster images)"
     fi
     printf '    %s\n' "$OPERATOR_IMAGE" "$TRAINER_IMAGE"
@@ -140,13 +141,13 @@ summarise() {
     kubectl -n "$NAMESPACE" get finetunejob "$JOB" -o go-template="$SUMMARY"
     cat <<END
 Look further:
-    $( [ "${CLUSTER:-}" = current ] || echo "export KUBECONFIG=$KUBECONFIG" )
+    $([ "${CLUSTER:-}" = current ] || echo "export KUBECONFIG=$KUBECONFIG PATH=$PROGRAMS:\$PATH")
     kubectl -n $NAMESPACE get ftj
     .venv/bin/finetune describe $JOB -n $NAMESPACE
     kubectl explain ftj.spec.method.lora
     kubectl -n $SYSTEM port-forward service/finetune-operator 8080   # then: curl localhost:8080/metrics
 Clean up:
-    $( [ "${CLUSTER:-}" = current ] && echo "kubectl delete namespace $NAMESPACE $SYSTEM" || echo "make cluster-down" )
+    $([ "${CLUSTER:-}" = current ] && echo "helm uninstall finetune-operator -n $SYSTEM; kubectl delete namespace $NAMESPACE $SYSTEM" || echo "make cluster-down")
 END
 }
 

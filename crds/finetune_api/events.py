@@ -67,12 +67,12 @@ class StageReport(Model):
     message: Annotated[str, Field(max_length=2048)] = ""
     """For people: what went wrong, with field or file and line."""
     plan: Plan | None = None
-    """From prepare."""
+    """From prepare; again from publish."""
     data: Data | None = None
-    """From prepare."""
+    """From prepare; again from publish."""
     progress: ProgressReport | None = None
     """The last progress, from train."""
     evaluation: EvaluationResult | None = None
-    """From train."""
+    """From train; again from publish."""
     artifact: Artifact | None = None
     """From publish."""

@@ -72,6 +72,7 @@ class Reason(StrEnum):
     CHECKPOINT_MISMATCH = "CheckpointMismatch"
     ACCESS_DENIED = "AccessDenied"
     UNSUPPORTED = "Unsupported"
+    GPU_UNAVAILABLE = "GpuUnavailable"
     OUT_OF_MEMORY = "OutOfMemory"
     DIVERGED = "Diverged"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
@@ -102,6 +103,7 @@ NEXT_STEP: dict[Reason, str] = {
     Reason.CHECKPOINT_MISMATCH: "The workspace holds another run: use a new workspace or delete its checkpoints.",
     Reason.ACCESS_DENIED: "Name a Secret with a valid `token` in auth.secretName.",
     Reason.UNSUPPORTED: "Choose a model, objective or method that the message offers.",
+    Reason.GPU_UNAVAILABLE: "Check the node's driver and device plugin, or set resources.gpus to 0.",
     Reason.OUT_OF_MEMORY: "Lower training.microBatchSize or training.maxLength, or raise resources.memory.",
     Reason.DIVERGED: "Lower training.learningRate, or raise training.warmupRatio; the last good checkpoint is kept.",
     Reason.DEADLINE_EXCEEDED: "Raise spec.deadlineSeconds in a new job, or train for fewer steps.",

@@ -41,6 +41,11 @@ class Run(Model):
         return Path(self.mounts[f"secret://{name}"]) / key
 
 
+def report_file(workspace: Path, stage: str) -> Path:
+    """Where a stage leaves its StageReport when it ends, beside the termination message."""
+    return workspace / f"{stage}.report.json"
+
+
 def read_run(path: Path) -> Run:
     """Parse a run file; raises OSError or pydantic.ValidationError."""
     return Run.model_validate_json(path.read_bytes())

@@ -125,6 +125,8 @@ class Attempt(Model):
     """Step that it started or resumed from."""
     to_step: int | None = None
     """Last step it reported."""
+    checkpoint_step: int | None = None
+    """Step of its last checkpoint."""
 
 
 class Recovery(Model):
@@ -196,7 +198,7 @@ class Usage(Model):
     gpu_seconds: int = 0
     """The same times the GPUs held."""
     wasted_gpu_seconds: int = 0
-    """GPU-seconds of attempts' steps that were lost, and of failed attempts without a checkpoint."""
+    """Those of steps after an attempt's last checkpoint, and of attempts that did no step."""
 
 
 class FineTuneJobStatus(Model):

@@ -33,6 +33,8 @@ from finetune_cli.workspace import FOLDER, Workspace, WorkspaceError
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 INTERRUPTED = 128 + signal.SIGINT
+GPU_FILES = ("nvidiactl", "kfd", "dxg")
+"""Device files of NVIDIA's and AMD's drivers, and of Windows' Linux."""
 LAST_LINES = 15
 """Lines of a stage's log that are shown when nobody foresaw its failure."""
 
@@ -96,11 +98,20 @@ def _run(parsed: FineTuneJob, mounted: dict[str, str], options: Options) -> int:
     try:
         if options.fresh:
             workspace.clear()
-        run = workspace.settle(parsed, mounted)
+        run = workspace.settle(_for_this_machine(parsed), mounted)
         with _signals_interrupt():
             return _stages(run, workspace, lock)
     finally:
         os.close(lock)
+
+
+def _for_this_machine(parsed: FineTuneJob, devices: Path = Path("/dev")) -> FineTuneJob:
+    """The same job without GPUs where the machine has none: it then prepares its data for the CPU too."""
+    if not parsed.spec.resources.gpus or any((devices / name).exists() for name in GPU_FILES):
+        return parsed
+    err.print("[yellow]no GPU on this machine[/yellow]: training on the CPU (spec.resources.gpus: 0 says so for good)")
+    resources = parsed.spec.resources.model_copy(update={"gpus": 0})
+    return parsed.model_copy(update={"spec": parsed.spec.model_copy(update={"resources": resources})})
 
 
 def _stages(run: Run, workspace: Workspace, lock: int) -> int:
@@ -141,7 +152,9 @@ def _stage(stage: Stage, workspace: Workspace, lock: int) -> int:
 
 
 def _outcome(report: StageReport) -> Iterator[str]:
-    """What a stage has to say for itself."""
+    """What a stage has to say for itself; publish only repeats."""
+    if report.stage == "publish":
+        return
     if report.data is not None:
         yield summary.data_line(report.data)
     if report.plan is not None:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from finetune_api import labels
 from finetune_api.events import Stage, StageReport
 from finetune_api.job import FineTuneJob
-from finetune_api.run import Run, read_run
+from finetune_api.run import Run, read_run, report_file
 from finetune_api.spec import FROZEN, FineTuneJobSpec
 
 FOLDER = ".finetune"
@@ -54,7 +54,7 @@ class Workspace:
         self._report_file(stage).unlink(missing_ok=True)
 
     def _report_file(self, stage: Stage) -> Path:
-        return self.root / f"{stage}.report.json"  # the trainer writes it there
+        return report_file(self.root, stage)
 
     def known_run(self) -> Run | None:
         """The run that the folder holds; None for an empty one. Raises WorkspaceError for somebody else's folder."""

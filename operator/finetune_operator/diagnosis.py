@@ -30,6 +30,7 @@ REPORTABLE = frozenset(
         Reason.CHECKPOINT_MISMATCH,
         Reason.ACCESS_DENIED,
         Reason.UNSUPPORTED,
+        Reason.GPU_UNAVAILABLE,
         Reason.OUT_OF_MEMORY,
         Reason.DIVERGED,
         Reason.OUTPUT_NOT_WRITABLE,

@@ -3,10 +3,11 @@
 It decides what people are told. What is to be done is `plan`'s business; both start from the same `Verdict`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
+from typing import TypeVar
 
 from finetune_api import status as api
 from finetune_api.events import ProgressReport, StageReport
@@ -14,6 +15,7 @@ from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
 from finetune_operator.diagnosis import Ending, ending
 from finetune_operator.facts import STAGES, Observed, Pod, StageName, seconds_between, timestamp
 
+Known = TypeVar("Known")
 ATTEMPTS_KEPT = 100
 MESSAGE_LIMIT = 4096
 PHASES: dict[StageName, Phase] = {"prepare": Phase.PREPARING, "train": Phase.TRAINING, "publish": Phase.PUBLISHING}
@@ -72,15 +74,20 @@ def next_stage(status: api.FineTuneJobStatus) -> StageName:
 def milestones(observed: Observed) -> Milestones:
     """What has been reached, by the status that was written or by Kubernetes Jobs that are complete."""
     old = observed.status
-    prepared, trained, published = (final_report(observed, stage) for stage in STAGES)
+    told = [report for stage in STAGES if (report := final_report(observed, stage)) is not None]
     return Milestones(
         is_prepared=is_true(old, ConditionType.PREPARED) or _is_complete(observed, "prepare"),
         is_trained=is_true(old, ConditionType.EVALUATED) or _is_complete(observed, "train"),
-        plan=(prepared.plan if prepared else None) or old.plan,
-        data=(prepared.data if prepared else None) or old.data,
-        evaluation=(trained.evaluation if trained else None) or old.evaluation,
-        artifact=(published.artifact if published else None) or old.artifact,
+        plan=_first([old.plan, *(report.plan for report in told)]),
+        data=_first([old.data, *(report.data for report in told)]),
+        evaluation=_first([old.evaluation, *(report.evaluation for report in told)]),
+        artifact=_first([old.artifact, *(report.artifact for report in told)]),
     )
+
+
+def _first(found: Iterable[Known | None]) -> Known | None:
+    """What was told first. publish repeats what the stages before it told, in case that their pods vanished unread."""
+    return next((value for value in found if value is not None), None)
 
 
 def final_report(observed: Observed, stage: StageName) -> StageReport | None:
@@ -152,6 +159,7 @@ def _updated(attempt: api.Attempt, pod: Pod | None, observed: Observed, verdict:
             "reason": _reason_of_end(end, observed, verdict),
             "from_step": report.resumed_from_step if report else attempt.from_step,
             "to_step": report.step if report else _known_step(observed),
+            "checkpoint_step": report.checkpoint_step if report else None,
         }
     )
 
@@ -196,20 +204,18 @@ def _usage(observed: Observed, attempts: Sequence[api.Attempt]) -> api.Usage:
     """Seconds of ended attempts, so that a running one does not change the status all the time."""
     gpus = observed.spec.resources.gpus if observed.spec else 0
     seconds = [seconds_between(attempt.started_at, attempt.finished_at) for attempt in attempts]
-    wasted = sum(
-        length * _share_lost(attempt, following)
-        for length, attempt, following in zip(seconds, attempts, [*attempts[1:], None], strict=True)
-    )
+    wasted = sum(length * _share_lost(attempt) for length, attempt in zip(seconds, attempts, strict=True))
     active = round(sum(seconds))
     return api.Usage(active_seconds=active, gpu_seconds=active * gpus, wasted_gpu_seconds=round(wasted * gpus))
 
 
-def _share_lost(attempt: api.Attempt, following: api.Attempt | None) -> float:
-    """The part of an ended attempt whose steps were of no use: 0 to 1."""
-    if following is None or attempt.reason == Reason.SUCCEEDED or attempt.to_step is None:
+def _share_lost(attempt: api.Attempt) -> float:
+    """The part of an ended attempt that no later one can build on: 0 to 1."""
+    if attempt.reason == Reason.SUCCEEDED:
         return 0
-    done = attempt.to_step - (attempt.from_step or 0)
-    return min(1.0, _steps_lost(attempt, following) / done) if done > 0 else 0
+    start, end = attempt.from_step or 0, attempt.to_step or 0
+    kept = max(start, attempt.checkpoint_step or 0)
+    return min(1.0, max(0, end - kept) / (end - start)) if end > start else 1
 
 
 def _conditions(observed: Observed, reached: Milestones, verdict: Verdict, now: str) -> list[api.Condition]:

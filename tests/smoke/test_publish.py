@@ -61,12 +61,15 @@ def published(run: Prepared) -> Path:
 def test_the_artifact_is_complete_and_the_report_names_it(trained: Prepared, tmp_path: Path) -> None:
     """All files of the layout, a manifest that covers each, and a report with its digest and the size of all."""
     run = to(trained, tmp_path / "out")
-    artifact = publish(run.run, run.workspace, Progress("publish")).artifact
+    report = publish(run.run, run.workspace, Progress("publish"))
+    artifact = report.artifact
     folder = tmp_path / "out"
     manifest = json.loads((folder / "manifest.json").read_text())
     assert set(manifest["files"]) >= FILES
     assert all(sha256(folder / name) == entry["sha256"] for name, entry in manifest["files"].items())
     assert artifact.digest == f"sha256:{sha256(folder / 'manifest.json')}"
+    assert (report.plan, report.data) == (trained.stage().page.plan, trained.stage().page.data)
+    assert report.evaluation is not None
     assert artifact.size_bytes == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert (artifact.kind, artifact.uri) == ("adapter", f"file://{folder}")
     assert manifest["job"]["uid"] == run.run.uid

@@ -120,6 +120,22 @@ def test_a_head_that_does_more_than_a_product_is_left_to_the_model(tmp_path: Pat
         assert tuner.judge(batch).loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+# --- device -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pod_that_sees_no_gpu_does_not_train_on_the_cpu(llama: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would hold the GPU idle for days. A run of one's own machine has no image, and goes on."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    resources = llama.run.spec.resources.model_copy(update={"gpus": 1})
+    spec = llama.run.spec.model_copy(update={"resources": resources})
+    at_home = dataclasses.replace(llama, run=llama.run.model_copy(update={"spec": spec}))
+    in_a_pod = dataclasses.replace(llama, run=at_home.run.model_copy(update={"trainer_image": "trainer:1"}))
+    with pytest.raises(Failure, match=r"resources\.gpus") as refused:
+        in_a_pod.train()
+    assert (refused.value.reason, refused.value.code) == (Reason.GPU_UNAVAILABLE, ExitCode.INTERNAL)
+    assert at_home.train().evaluation is not None
+
+
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 

@@ -141,7 +141,7 @@ def test_an_event_is_told_once() -> None:
 
 def test_lost_steps_and_wasted_gpu_time_are_counted() -> None:
     """Of 100 steps in 100 s, 25 were done again: a quarter of the GPU time was wasted."""
-    killed = json.dumps({"stage": "train", "progress": {"stage": "train", "step": 100}})
+    killed = json.dumps({"stage": "train", "progress": {"stage": "train", "step": 100, "checkpointStep": 75}})
     resumed = json.dumps({"stage": "train", "progress": {"stage": "train", "resumedFromStep": 75, "step": 200}})
     seen = observed(
         stage_job("prepare", is_complete=True),

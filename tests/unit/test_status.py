@@ -6,9 +6,11 @@ import json
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
+
 from finetune_api.events import ProgressReport
 from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
-from finetune_api.status import Attempt, FineTuneJobStatus, Progress
+from finetune_api.status import Attempt, Data, EvaluationResult, FineTuneJobStatus, Plan, Progress
 from finetune_operator.facts import Observed
 from finetune_operator.plan import judge
 from finetune_operator.status import condition, milestones, settled_progress, summarise, with_next_step
@@ -62,6 +64,37 @@ def test_the_last_page_stands_in_for_a_lost_report() -> None:
     page = ProgressReport(stage="train", step=71, resumed_from_step=30)
     (attempt,) = summary(observed(PREPARED, stage_job("train"), killed, reports={killed.uid: page})).attempts
     assert (attempt.from_step, attempt.to_step, attempt.reason) == (30, 71, Reason.OUT_OF_MEMORY)
+
+
+@pytest.mark.parametrize(
+    ("page", "wasted"),
+    [
+        ({"step": 71, "resumed_from_step": 30, "checkpoint_step": 50}, 31),
+        ({"step": 71, "resumed_from_step": 31, "checkpoint_step": 31}, 60),
+        ({"step": 40, "resumed_from_step": 40}, 60),
+        (None, 60),
+    ],
+    ids=["after the checkpoint", "no checkpoint of its own", "no step", "never heard of"],
+)
+def test_gpu_time_that_nobody_can_build_on_is_wasted(page: dict[str, int] | None, wasted: int) -> None:
+    """Of the minute that a killed attempt held its GPU, the share of its steps that no checkpoint has."""
+    killed = ended("train", 137)
+    reports = {killed.uid: ProgressReport(stage="train", **page)} if page else {}
+    usage = summary(observed(PREPARED, stage_job("train"), killed, reports=reports)).usage
+    assert usage is not None
+    assert (usage.gpu_seconds, usage.wasted_gpu_seconds) == (60, wasted)
+
+
+def test_publish_tells_again_what_was_missed() -> None:
+    """Pods of prepare and train vanished before they were read: plan, data and evaluation come from publish."""
+    told = {"plan": {"totalSteps": 9}, "data": {"tokens": 8}, "evaluation": {"split": "test"}}
+    word = json.dumps({"stage": "publish", "artifact": {"uri": "pvc://a/b", "digest": "sha256:c"}, **told})
+    jobs = [stage_job(stage, is_complete=True) for stage in ("prepare", "train", "publish")]
+    status = summary(observed(*jobs, ended("publish", 0, message=word)))
+    assert status.phase == Phase.SUCCEEDED
+    assert status.plan == Plan(total_steps=9)
+    assert status.data == Data(tokens=8)
+    assert status.evaluation == EvaluationResult(split="test")
 
 
 def test_the_time_of_arrival_goes_when_nothing_runs() -> None:

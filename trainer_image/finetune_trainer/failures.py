@@ -24,6 +24,7 @@ CODES: dict[Reason, ExitCode] = {
     Reason.DIVERGED: ExitCode.DIVERGED,
     Reason.ACCESS_DENIED: ExitCode.DENIED,
     Reason.UNSUPPORTED: ExitCode.UNSUPPORTED,
+    Reason.GPU_UNAVAILABLE: ExitCode.INTERNAL,  # the next try may get a node whose driver works
     Reason.OUT_OF_MEMORY: ExitCode.KILLED,
 }
 """The exit code of each reason that a stage can end with."""

@@ -73,7 +73,14 @@ def publish(run: Run, workspace: Workspace, progress: Progress) -> StageReport:
     artifact = Artifact(
         uri=run.spec.output.uri, digest=f"sha256:{digest}", size_bytes=size, kind=publication.result.kind
     )
-    return StageReport(stage="publish", artifact=artifact)
+    # Said once more what earlier stages said: their pods may have vanished before anybody read it.
+    return StageReport(
+        stage="publish",
+        artifact=artifact,
+        plan=publication.page.plan,
+        data=publication.page.data,
+        evaluation=publication.result.evaluation,
+    )
 
 
 def verify(folder: Path) -> None:

@@ -94,8 +94,17 @@ def stage_of(run: Run, workspace: Workspace, progress: Progress, stop: StopReque
 def _begin(stage: Stage) -> None:
     stage.progress.update(activity="loading", total_steps=stage.page.plan.total_steps or 0)
     modelling.quiet()
+    if stage.spec.resources.gpus and device.device().type == "cpu":
+        _without_gpu(stage.run)
     log.info("%d threads", device.use_cores())
     transformers.set_seed(stage.spec.training.seed)
+
+
+def _without_gpu(run: Run) -> None:
+    """A pod that was given a GPU must see it, or it would hold it idle for days; a machine of one's own need not."""
+    if run.trainer_image:
+        raise Failure(Reason.GPU_UNAVAILABLE, "spec.resources.gpus is 1, and torch sees no GPU in this container")
+    log.warning("spec.resources.gpus is 1, and torch sees no GPU on this machine: training on the CPU")
 
 
 def assemble(stage: Stage) -> FineTuner:

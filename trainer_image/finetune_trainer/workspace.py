@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.events import Stage
+from finetune_api.run import report_file
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Workspace:
 
     def report(self, stage: Stage) -> Path:
         """The last report of `stage`."""
-        return self.root / f"{stage}.report.json"
+        return report_file(self.root, stage)
 
 
 def write_file(path: Path, content: bytes | str) -> None:
