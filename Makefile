@@ -34,7 +34,7 @@ check: setup ## form: lint, types, layers, generated files, chart
 	$$(python tests/cluster binaries helm) lint --strict --quiet charts/finetune-operator
 
 test: setup ## every test but the cluster ones, on a real API server
-	pytest -m "not e2e and not real"
+	pytest -m "not e2e and not real" --numprocesses 3 --dist loadfile
 
 e2e: setup ## every example on a real cluster (CLUSTER=current: the current kubectl context)
 	pytest -m e2e -v tests/e2e
