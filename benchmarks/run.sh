@@ -7,3 +7,4 @@ assets=${ASSETS:-${XDG_CACHE_HOME:-$HOME/.cache}/finetune-operator/assets/out}
 .venv/bin/python benchmarks/train_speed.py --assets "$assets"
 .venv/bin/python benchmarks/operator_burst.py
 .venv/bin/python benchmarks/prepare_memory.py
+.venv/bin/python benchmarks/memory_plan.py --assets "$assets"

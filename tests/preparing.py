@@ -85,7 +85,7 @@ class Count:
         if self.failure is not None:
             raise self.failure
 
-    def result(self) -> Parameters:
+    def result(self, load: dict[str, Any]) -> Parameters:
         assert self.asked is not None
         self.check()
         return Parameters(1000, 10)

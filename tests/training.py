@@ -20,9 +20,38 @@ from finetune_trainer.workspace import Workspace
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread only costs on models of this size
 
 MODELS = {"llama": tiny.llama, "gpt2": tiny.gpt2, "bert": tiny.bert}
-METHODS: dict[str, dict[str, Any]] = {"lora": {"rank": 8, "dropout": 0.1}, "full": {}}
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 8, "dropout": 0.1},
+    "qlora": {"rank": 8, "dropout": 0.1},
+    "qaLora": {"rank": 4, "groupSize": 16},
+    "adaLora": {"initialRank": 6, "targetRank": 4, "everySteps": 1, "dropout": 0.1},
+    "ia3": {},
+    "bitFit": {"addBiases": True},
+    "promptTuning": {"tokens": 8, "initText": "the word in capitals"},
+    "prefixTuning": {"tokens": 6, "projectionSize": 32},
+    "pTuning": {"tokens": 8, "encoder": "lstm", "encoderSize": 32},
+    "pTuningV2": {"tokens": 6},
+    "adapter": {"placement": "houlsby", "reductionFactor": 4, "dropout": 0.1},
+    "uniPelt": {"rank": 4, "prefixTokens": 5, "prefixProjectionSize": 32, "bottleneckSize": 8},
+    "full": {},
+}
 STEPS = 8
-TRAINING = {"maxSteps": STEPS, "batchSize": 8, "microBatchSize": 4, "learningRate": 3e-3, "precision": "fp32"}
+TRAINING = {
+    "maxSteps": STEPS,
+    "batchSize": 8,
+    "microBatchSize": 4,
+    "learningRate": 3e-3,
+    "precision": "fp32",
+    "maxLength": 128,
+}
+
+RATES = {
+    "adaLora": 1e-2,
+    "ia3": 3e-2,
+    "pTuning": 2e-2,
+    "pTuningV2": 3e-2,
+}
+"""Where a method needs another learning rate to get anywhere in so few steps."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +75,13 @@ PAIRS = [
     ),
     *(Pair("bert", "classification", method) for method in METHODS),
 ]
+MADE_FOR_ENCODERS = ("bitFit", "adapter", "uniPelt")
+
+
+def is_core(pair: Pair) -> bool:
+    """Every pair of the two plainest methods, and of each other method the one that its paper would begin with."""
+    home = Pair("bert", "classification", pair.method) if pair.method in MADE_FOR_ENCODERS else None
+    return pair.method in ("lora", "full") or pair == (home or Pair("llama", "sft", pair.method))
 
 
 @dataclass(frozen=True)
@@ -91,10 +127,11 @@ def prepared(
     """A prepared run of `pair`; `spec` adds stanzas, whose keys replace those that are there."""
     model = MODELS[pair.model](folder / "model")
     rows = tiny.completions(records) if pair.objective == "sft" else tiny.labelled(records)
+    rate = {"learningRate": RATES.get(pair.method, TRAINING["learningRate"])}
     stanzas = {
         "objective": {pair.objective: {}},
-        "method": {pair.method: METHODS[pair.method]},
-        "training": TRAINING | spec.pop("training", {}),
+        "method": spec.pop("method", {pair.method: METHODS[pair.method]}),
+        "training": TRAINING | rate | spec.pop("training", {}),
         "evaluation": {"everySteps": 2} | spec.pop("evaluation", {}),
         "dataset": {"validation": {"fraction": 0.2}, "test": {"fraction": 0.2}} | (dataset or {}),
     }

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from finetune_api import labels
+from finetune_api.methods import Lora, Method, methods_that
 from finetune_api.schema import DnsLabel, DnsName, Model, Quantity, Rule, at_most_one_of, exactly_one_of
 from finetune_api.uris import DATASET_FORMS, DATASET_PATTERN, MODEL_FORMS, MODEL_PATTERN, OUTPUT_FORMS, OUTPUT_PATTERN
 
@@ -151,49 +152,6 @@ class Objective(Model):
         return _only_member(self)
 
 
-class Lora(Model):
-    """Low-rank adapters beside frozen linear layers (Hu et al. 2021, arXiv:2106.09685)."""
-
-    default_learning_rate: ClassVar = 2e-4
-
-    rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Rank r of the update B·A."""
-    alpha: Annotated[float, Field(gt=0, le=4096)] = 32
-    """The update is scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0
-    """Dropout on the adapter's input."""
-    target_modules: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=256)]], Field(min_length=1, max_length=64)
-    ] = ["all-linear"]
-    """Names (or name endings) of the linear layers that get an adapter; `all-linear` means all but the output layer."""
-
-
-class Full(Model):
-    """All parameters move."""
-
-    default_learning_rate: ClassVar = 2e-5
-
-
-class Method(Model):
-    """Which parameters move. Set exactly one member; LoRA unless told otherwise."""
-
-    rules: ClassVar = (exactly_one_of("lora", "full"),)
-
-    lora: Lora | None = None
-    full: Full | None = None
-
-    @property
-    def kind(self) -> str:
-        """The name of the member that is set."""
-        return _only_member(self)
-
-    @property
-    def options(self) -> Lora | Full:
-        """The member that is set."""
-        member: Lora | Full = getattr(self, self.kind)
-        return member
-
-
 def _only_member(union: Model) -> str:
     (name,) = [name for name in type(union).model_fields if getattr(union, name) is not None]
     return name
@@ -209,7 +167,7 @@ class EarlyStopping(Model):
 
 
 class Training(Model):
-    """How the optimizer (AdamW) is driven."""
+    """The optimizer, and how it is driven."""
 
     rules: ClassVar = (
         Rule(
@@ -226,9 +184,15 @@ class Training(Model):
     """Records per optimizer step, over all devices."""
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Records per forward pass; the gradient is accumulated over batchSize / microBatchSize passes. Default: the
-    largest divisor of batchSize up to 8."""
+    largest divisor of batchSize that fits resources.gpuMemory; where that is not known, and on the CPU, that is at most
+    8. What it is stands in status.plan."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Peak learning rate. Default: the method's own (lora 2e-4, full 2e-5)."""
+    """Peak learning rate. Default: the method's own."""
+    optimizer: Literal["adamw", "adamw8bit", "pagedAdamw8bit", "adafactor"] = "adamw"
+    """`adamw` holds two fp32 moments of each parameter that moves: 8 bytes. `adamw8bit` holds them in 8 bits with a
+    scale a block, those of embeddings and of small tensors excepted: 2 bytes (Dettmers et al. 2021, arXiv:2110.02861).
+    `pagedAdamw8bit` moves these to the host's memory while a GPU's runs short. `adafactor` holds no first moment, and
+    of the second one row and one column a matrix (Shazeer and Stern 2018, arXiv:1804.04235)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning rate after the warm-up."""
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
@@ -302,10 +266,13 @@ class Resources(Model):
     """GPUs of the training pod; 0 trains on CPU. One process trains, so more than one would stand idle."""
     gpu_resource: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", max_length=128)] = "nvidia.com/gpu"
     """Name of the extended resource that counts GPUs."""
+    gpu_memory: Quantity | None = None
+    """What the GPU has, such as `24Gi`. `prepare` then chooses the largest microBatchSize that fits, and refuses a job
+    that cannot fit before it holds a GPU. Unknown unless set: nothing is checked."""
     cpu: Quantity = "2"
     """CPU cores, as request and limit."""
     memory: Quantity = "8Gi"
-    """Memory, as request and limit."""
+    """Memory, as request and limit. A job without a GPU that would need much more is refused by `prepare`."""
     workspace: Workspace = Workspace()
 
 
@@ -351,6 +318,11 @@ FROZEN = ("model", "dataset", "objective", "method", "training", "checkpoint", "
 """Stanzas that define the run. The others may change while it runs."""
 
 
+def _holds_for_method(trait: str) -> str:
+    """CEL: the method that is set is one of those with this trait."""
+    return "(" + " || ".join(f"has(self.method.{name})" for name in methods_that(trait)) + ")"
+
+
 def _is_frozen(field: str) -> Rule:
     message = f"{field} defines the run and cannot be changed: apply a job under a new name"
     return Rule(f"self.{field} == oldSelf.{field}", message)
@@ -364,6 +336,24 @@ class FineTuneJobSpec(Model):
         Rule(
             "!has(self.objective.classification) || self.dataset.packing != 'always'",
             "packing puts several records in one row; a classifier needs one record a row: leave dataset.packing out",
+        ),
+        Rule(
+            f"self.dataset.packing != 'always' || {_holds_for_method('takes_packed_rows')}",
+            "packing puts several records in one row, and this method's virtual tokens stand in front of a row: leave "
+            "dataset.packing out",
+        ),
+        Rule(
+            f"!self.training.gradientCheckpointing || {_holds_for_method('takes_gradient_checkpointing')}",
+            "training.gradientCheckpointing computes layers again without their cache, and there this method's virtual "
+            "tokens are: leave it out, or take promptTuning or pTuning",
+        ),
+        Rule(
+            "self.resources.gpus > 0 || self.training.optimizer != 'pagedAdamw8bit'",
+            "training.optimizer: pagedAdamw8bit moves its state out of a GPU's memory; without a GPU choose adamw8bit",
+        ),
+        Rule(
+            f"!self.output.merge || {_holds_for_method('is_mergeable')}",
+            "output.merge: what this method learns cannot become part of the base model's weights: leave it out",
         ),
     )
 
@@ -388,16 +378,11 @@ class FineTuneJobSpec(Model):
     def resolved(self) -> "FineTuneJobSpec":
         """The same spec with the defaults filled in that depend on other fields; resolving twice changes nothing."""
         training, checkpoint = self.training, self.checkpoint
-        micro = training.micro_batch_size or largest_divisor(training.batch_size, at_most=8)
         rate = training.learning_rate or self.method.options.default_learning_rate
         if checkpoint.every_steps is None and checkpoint.every_minutes is None:
             checkpoint = checkpoint.model_copy(update={"every_minutes": 10})
-        training = training.model_copy(update={"micro_batch_size": micro, "learning_rate": rate})
+        training = training.model_copy(update={"learning_rate": rate})
         return self.model_copy(update={"training": training, "checkpoint": checkpoint})
-
-
-def largest_divisor(number: int, at_most: int) -> int:
-    return max(divisor for divisor in range(1, at_most + 1) if number % divisor == 0)
 
 
 class Metadata(Model):

@@ -31,6 +31,32 @@ class Condition(Model):
     """The generation of the spec that it speaks of."""
 
 
+class Memory(Model):
+    """Estimated peak memory of the train stage, in bytes, by what it is for: on the GPU, or of the pod that trains on
+    the CPU. The parts add up to the peak."""
+
+    frozen_weights_bytes: int = 0
+    """Weights that stay as they are, in the precision in which they are held, and the model's buffers."""
+    trainable_weights_bytes: int = 0
+    """Weights that move, in fp32."""
+    gradients_bytes: int = 0
+    """A gradient for each of them."""
+    optimizer_bytes: int = 0
+    """AdamW's two moments for each of them."""
+    activations_bytes: int = 0
+    """What the backward pass needs of the forward pass."""
+    temporary_bytes: int = 0
+    """What is held besides at the moment of the peak: intermediate results and, on the CPU, what the heap does not give
+    back."""
+    runtime_bytes: int = 0
+    """The process itself: libraries, and the context of the GPU."""
+
+    @property
+    def total(self) -> int:
+        """The estimated peak, in bytes."""
+        return sum(getattr(self, name) for name in type(self).model_fields)
+
+
 class Plan(Model):
     """What `prepare` found the run to be."""
 
@@ -52,6 +78,10 @@ class Plan(Model):
     """Peak learning rate."""
     model_revision: Word | None = None
     """Commit of the base model, or the digest of its weights where it has no commit."""
+    estimated_memory_bytes: int | None = None
+    """Peak memory of the train stage at microBatchSize and the longest record; absent where it cannot be estimated."""
+    memory: Memory | None = None
+    """Its parts."""
 
 
 class Progress(Model):

@@ -52,7 +52,7 @@ class Options:
 def run_file(file: str, options: Options) -> int:
     """Run the job in `file`; returns the exit code."""
     try:
-        source = _only_job(file)
+        source = only_job(file)
     except UnreadableError as error:
         return _refuse(str(error))
     problems = check(source, cluster=False)
@@ -72,7 +72,8 @@ def run_file(file: str, options: Options) -> int:
         return _refuse(str(error))
 
 
-def _only_job(file: str) -> Document:
+def only_job(file: str) -> Document:
+    """The one FineTuneJob in `file`; raises UnreadableError."""
     jobs = [found for found in document.read(file) if is_job(found.value)]
     if len(jobs) != 1:
         raise UnreadableError(file, None, f"expected one FineTuneJob, found {len(jobs) or 'none'}")

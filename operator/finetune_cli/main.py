@@ -67,6 +67,23 @@ def run(
 
 
 @app.command()
+def plan(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A manifest with one FineTuneJob; `-`: standard input.")],
+    model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder with the model's config.json; weights are not needed.")
+    ] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(metavar="QUANTITY", help="Plan for a GPU with this much, such as 24Gi.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+) -> None:
+    """What a job would take with each method: parameters that move, memory by part, the micro-batch that fits."""
+    from finetune_cli.planning import Options, plan_file
+
+    raise typer.Exit(plan_file(file, Options(model, gpu_memory, as_json)))
+
+
+@app.command()
 def init(
     file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to write it; `-` is standard output.")] = "-",
     objective: Annotated[str, typer.Option(help="Which loss: sft, classification.")] = "sft",

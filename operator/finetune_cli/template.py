@@ -13,15 +13,16 @@ from rich.markup import escape
 
 from finetune_api import labels
 from finetune_api.crd import job_schema
-from finetune_api.spec import Method, Objective
+from finetune_api.methods import Method
+from finetune_api.spec import Objective
 from finetune_cli.document import STANDARD_INPUT, parse
 from finetune_cli.structure import Schema
 from finetune_cli.terminal import err, out
 from finetune_cli.validation import check
 from finetune_cli.verdict import report
 
-OBJECTIVES = list(Objective.model_fields)
-METHODS = list(Method.model_fields)
+OBJECTIVES = [str(field.alias) for field in Objective.model_fields.values()]
+METHODS = [str(field.alias) for field in Method.model_fields.values()]
 TRAINING = ("epochs", "batchSize", "learningRate", "maxLength")
 RESOURCES = ("gpus", "cpu", "memory")
 WIDTH = 110

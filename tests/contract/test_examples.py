@@ -8,7 +8,7 @@ import yaml
 from finetune_api.job import FineTuneJob
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-JOBS = sorted(path for path in EXAMPLES.glob("*.yaml") if "kind: FineTuneJob" in path.read_text())
+JOBS = sorted(path for path in EXAMPLES.rglob("*.yaml") if "kind: FineTuneJob" in path.read_text())
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
@@ -26,7 +26,7 @@ def test_job_begins_with_its_own_command(path: Path) -> None:
 
     command = path.read_text().splitlines()[1].removeprefix("#").strip()
 
-    assert command == f"kubectl apply -f examples/{path.name} && kubectl get finetunejob {name} --watch"
+    assert command == f"kubectl apply -f {path.relative_to(EXAMPLES.parent)} && kubectl get finetunejob {name} --watch"
 
 
 def test_every_objective_and_method_has_an_example() -> None:

@@ -492,8 +492,8 @@ def test_a_result_that_will_not_fit_is_told(tmp_path: Path) -> None:
     """A full disk is found before the GPU is held, not by publish."""
 
     class Huge(preparing.Count):
-        def result(self) -> Any:
-            return super().result()._replace(trainable=10**15)
+        def result(self, load: dict[str, Any]) -> Any:
+            return super().result(load)._replace(trainable=10**15)
 
     run = run_of(tmp_path, jsonl(tmp_path / "a.jsonl", PAIRS))
     reason, message = refusal(run, count=Huge)

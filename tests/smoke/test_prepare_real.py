@@ -28,10 +28,11 @@ class CountHere(preparing.Count):
         super().__init__(model, spec)
         self._model, self._spec = model, spec
 
-    def result(self) -> Parameters:
-        from finetune_trainer.modelling import plan_parameters
+    def result(self, load: dict[str, Any]) -> Parameters:
+        from finetune_trainer.memory import PlannedModel
 
-        return Parameters(*plan_parameters(self._model, self._spec, self.asked or []))
+        model = PlannedModel(self._model, self._spec, self.asked or [])
+        return Parameters(model.total, model.trainable)
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,15 @@ from safetensors.torch import load_file
 
 from finetune_api.exits import ExitCode
 from finetune_api.status import EvaluationResult
-from finetune_trainer import modelling, results
+from finetune_trainer import checkpoints, results
 from finetune_trainer.failures import Failure
 from finetune_trainer.finetuner import FineTuner
+from finetune_trainer.memory import PlannedModel
 from finetune_trainer.methods import METHODS
+from finetune_trainer.methods.qalora import QuantizedLinear
 from finetune_trainer.publish import publish
 from finetune_trainer.report import Progress
-from training import PAIRS, STEPS, Pair, Prepared, StopAfter, prepared
+from training import PAIRS, STEPS, Pair, Prepared, StopAfter, is_core, prepared
 
 LATEST = f"step-{STEPS:08d}"
 
@@ -41,7 +43,10 @@ class Finished:
     evaluation: EvaluationResult
 
 
-@pytest.fixture(scope="module", params=PAIRS, ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(pair, id=str(pair), marks=() if is_core(pair) else pytest.mark.matrix) for pair in PAIRS],
+)
 def pair(request: pytest.FixtureRequest) -> Pair:
     return request.param
 
@@ -58,12 +63,22 @@ def finished(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
 
 
 def test_training_lowers_the_loss(finished: Finished) -> None:
-    """The last steps cost less than the first, and the kept weights are those that validation liked best."""
+    """The last weights explain the training data better than the first; kept are those that validation liked best."""
     history = results.read(finished.trained.workspace.result).state.history
     losses = [event.loss for event in history if event.loss is not None]
     assert len(losses) == STEPS
-    assert min(losses[-2:]) < losses[0]
-    judged = {event.step: event.eval_loss for event in history if event.eval_loss is not None}
+    tuner = finished.trained.tuner()
+    rows = finished.trained.stage().rows("train")
+    before, _ = tuner.assess(rows, lambda: None)
+    stage = finished.trained.stage()
+    checkpoints.restore_weights(checkpoints.Store(stage.workspace.checkpoints, stage.identity, 2).latest(), tuner)
+    after, _ = tuner.assess(rows, lambda: None)
+    assert after.loss < before.loss
+    judged = {
+        event.step: event.eval_loss
+        for event in history
+        if event.eval_loss is not None and tuner.method.can_be_kept(tuner.model, event.step)
+    }
     assert finished.evaluation.best_step == min(judged, key=lambda step: judged[step])
     assert finished.evaluation.tuned != finished.evaluation.base
 
@@ -90,9 +105,11 @@ def test_exactly_the_parameters_of_the_method_move(finished: Finished) -> None:
     assert moved == {name for name, parameter in tuner.model.named_parameters() if parameter.requires_grad}
     run = finished.prepared.run
     page = finished.prepared.stage().page
-    counted = modelling.plan_parameters(Path(page.model_path), run.spec, page.labels)
-    parameters = list(tuner.model.parameters())
-    assert counted == (sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad))
+    planned = PlannedModel(Path(page.model_path), run.spec, page.labels)
+    sizes = [(size(parameter), parameter.requires_grad) for parameter in tuner.model.parameters()]
+    packed = sum(2 * layer.codes.numel() for layer in tuner.model.modules() if isinstance(layer, QuantizedLinear))
+    assert planned.total == sum(count for count, _ in sizes) + packed
+    assert planned.trainable == sum(count for count, moves in sizes if moves)
 
 
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(finished: Finished, tmp_path: Path) -> None:
@@ -128,27 +145,33 @@ def published(finished: Finished) -> Path:
 
 
 @pytest.fixture(scope="module")
-def plain_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator["PlainPython"]:
-    interpreter = PlainPython()
-    yield interpreter
-    interpreter.close()
+def readers() -> Iterator[dict[str, "FreshPython"]]:
+    """Fresh interpreters by the library that they read artifacts with."""
+    interpreters = {"upstream": FreshPython(), "ours": FreshPython()}
+    yield interpreters
+    for interpreter in interpreters.values():
+        interpreter.close()
 
 
 def test_the_card_loads_the_artifact_in_a_fresh_process(
-    finished: Finished, published: Path, plain_python: "PlainPython"
+    finished: Finished, published: Path, readers: dict[str, "FreshPython"]
 ) -> None:
-    """The README's code, in a process that knows only peft and transformers, gives logits with no difference at all."""
+    """The README's code, in a fresh process, gives logits with no difference at all; where upstream libraries know the
+    method, that process never sees our package."""
     code = (published / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    ours = METHODS[finished.trained.run.spec.method.kind].loader == "finetune_trainer"
     ids = finished.trained.stage().rows("test")[0][0]["input_ids"].tolist()
-    theirs = plain_python.logits(published, code, ids)
+    theirs = readers["ours" if ours else "upstream"].logits(published, code, ids)
+    assert theirs["imports"] is ours
     model = reopened(finished.trained, finished.trained.tuner()).eval()
     with torch.no_grad():
-        ours = model(input_ids=torch.tensor([ids])).logits
-    assert torch.equal(torch.tensor(theirs), ours)
+        logits = model(input_ids=torch.tensor([ids])).logits
+    assert torch.equal(torch.tensor(theirs["logits"]), logits)
 
 
-class PlainPython:
-    """One fresh interpreter without our package for all artifacts: to import torch anew for each takes minutes."""
+class FreshPython:
+    """One fresh interpreter for many artifacts, started when the first comes: to import torch anew for each takes
+    minutes."""
 
     LOOP = (
         "import json, os, sys, torch\n"
@@ -157,30 +180,40 @@ class PlainPython:
         "    task = json.loads(line); os.chdir(task['folder']); names = {}\n"
         "    exec(task['code'], names)\n"
         "    with torch.no_grad(): logits = names['model'].eval()(input_ids=torch.tensor([task['ids']])).logits\n"
-        "    assert 'finetune_trainer' not in sys.modules\n"
-        "    print('LOGITS', json.dumps(logits.tolist()), flush=True)\n"
+        "    answer = {'logits': logits.tolist(), 'imports': 'finetune_trainer' in sys.modules}\n"
+        "    print('ANSWER', json.dumps(answer), flush=True)\n"
     )
 
     def __init__(self) -> None:
-        command = [sys.executable, "-c", self.LOOP]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process: subprocess.Popen[str] | None = None
 
-    def logits(self, folder: Path, code: str, ids: list[int]) -> Any:
+    def logits(self, folder: Path, code: str, ids: list[int]) -> dict[str, Any]:
+        """Those of the model that `code` calls `model`, and whether our package is imported by now."""
+        if self._process is None:
+            command = [sys.executable, "-c", self.LOOP]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._process.stdin.write(json.dumps({"folder": str(folder), "code": code, "ids": ids}) + "\n")
         self._process.stdin.flush()
-        answer = next(line for line in self._process.stdout if line.startswith("LOGITS "))
-        return json.loads(answer.removeprefix("LOGITS "))
+        answer = next(line for line in self._process.stdout if line.startswith("ANSWER "))
+        return json.loads(answer.removeprefix("ANSWER "))
 
     def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
+        if self._process is not None:
+            self._process.stdin.close()
+            self._process.wait(timeout=60)
+
+
+def size(parameter: torch.Tensor) -> int:
+    """Its elements: two share a byte where they are held in 4 bits."""
+    return (parameter.quant_state.shape if hasattr(parameter, "quant_state") else parameter.shape).numel()
 
 
 def reopened(trained: Prepared, tuner: FineTuner) -> Any:
-    """The artifact in the result folder, over the base model."""
-    page = trained.stage().page
-    base = modelling.load(Path(page.model_path), tuner.head(tuple(page.labels)), page.pad_token_id)
-    return METHODS[trained.run.spec.method.kind].reopen(base, trained.workspace.result / results.ARTIFACT)
+    """The artifact in the result folder, over the base model as it was while it learnt."""
+    page, chosen = trained.stage().page, trained.run.spec.method
+    method, head = METHODS[chosen.kind], tuner.head(tuple(page.labels))
+    base = method.load(Path(page.model_path), head, page.pad_token_id, chosen.options, tuner.dtype)
+    return method.reopen(base, trained.workspace.result / results.ARTIFACT)
 
 
 def states(run: Prepared) -> dict[str, bytes]:

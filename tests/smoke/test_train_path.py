@@ -28,6 +28,7 @@ from finetune_trainer.callbacks import StopRequest
 from finetune_trainer.failures import Failure
 from finetune_trainer.finetuner import FineTuner, Rows
 from finetune_trainer.losses import linear_cross_entropy
+from finetune_trainer.memory import PlannedModel
 from finetune_trainer.report import Progress
 from finetune_trainer.train import follow
 from finetune_trainer.workspace import Workspace
@@ -300,7 +301,7 @@ def test_only_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path) -> No
 def test_an_encoder_cannot_be_taught_to_write(tmp_path: Path) -> None:
     """sft on BERT is Unsupported, and the message offers classification."""
     with pytest.raises(Failure, match="use classification") as refused:
-        modelling.plan_parameters(tiny.bert(tmp_path / "model"), spec_of(tmp_path), [])
+        PlannedModel(tiny.bert(tmp_path / "model"), spec_of(tmp_path), [])
     assert refused.value.reason is Reason.UNSUPPORTED
 
 
@@ -310,7 +311,7 @@ def test_modules_that_match_nothing_are_named_with_those_that_exist(tmp_path: Pa
     with pytest.raises(
         Failure, match=r"targetModules: 'query' matches nothing; linear layers are: down_proj, gate_proj"
     ) as refused:
-        modelling.plan_parameters(tiny.llama(tmp_path / "model"), spec_of(tmp_path, method=lora), [])
+        PlannedModel(tiny.llama(tmp_path / "model"), spec_of(tmp_path, method=lora), [])
     assert refused.value.reason is Reason.BAD_SPEC
 
 

@@ -59,7 +59,7 @@ def test_a_file_is_written_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--method", "lorra"), "choose one of lora, full"),
+        (("--method", "lorra"), "choose one of lora, qlora, qaLora"),
         (("--objective", "dpo"), "choose one of sft, classification"),
         (("--model", "gpt2"), "spec.model.uri: Invalid value"),
         (("--name", "My Bot"), "metadata.name must be a DNS label"),

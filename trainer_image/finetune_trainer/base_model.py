@@ -54,12 +54,17 @@ class BaseModel:
     @property
     def longest_input(self) -> int | None:
         """Tokens that its position embeddings reach; None where nothing limits them."""
-        config = self.config.get("text_config") or self.config
-        positions = config.get("max_position_embeddings") or config.get("n_positions")
-        if not isinstance(positions, int):
-            return None
-        offset = (config.get("pad_token_id") or 0) + 1 if "roberta" in str(config.get("model_type")) else 0
-        return positions - offset
+        return longest_input(self.config)
+
+
+def longest_input(page: dict[str, Any]) -> int | None:
+    """The same of the content of a config.json."""
+    config = page.get("text_config") or page
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    if not isinstance(positions, int):
+        return None
+    offset = (config.get("pad_token_id") or 0) + 1 if "roberta" in str(config.get("model_type")) else 0
+    return positions - offset
 
 
 def base_model(run: Run, workspace: Workspace, known: dict[str, str]) -> BaseModel:

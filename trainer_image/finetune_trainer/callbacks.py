@@ -124,7 +124,8 @@ class Course(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        (self._rate,) = set(self.tuner.lr_scheduler.get_last_lr())  # of this step: the schedule moves on before it ends
+        self._rate = self.tuner.lr_scheduler.get_last_lr()[0]  # of this step: the schedule moves on before it ends
+        self.tuner.after_step()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.state = self.state.model_copy(update={"step": state.global_step})
@@ -208,7 +209,7 @@ class Course(TrainerCallback):
             return  # the step is checkpointed; the next attempt evaluates it
         assert metrics.loss is not None
         self._record(Event(step=self.state.step, epoch=self._epoch(), eval_loss=metrics.loss))
-        self._judge(metrics.loss)
+        self._judge(metrics.loss, can_be_kept=self.tuner.method.can_be_kept(self.tuner.model, self.state.step))
         log.info(
             "step %d/%d  validation loss %.4f%s",
             self.state.step,
@@ -219,9 +220,12 @@ class Course(TrainerCallback):
         self.progress.update(activity="training", eval_loss=metrics.loss)
         self._restart_clock()
 
-    def _judge(self, loss: float) -> None:
+    def _judge(self, loss: float, can_be_kept: bool) -> None:
         """Keep the best weights, and count evaluations that brought nothing."""
         was = self.state
+        if not can_be_kept:
+            self.state = was.model_copy(update={"evaluated_step": was.step})
+            return
         changes: dict[str, Any] = {"evaluated_step": was.step, "stale": was.stale + 1}
         if was.best_loss is None or loss < was.best_loss:
             self.store.save_best(self.tuner.model, was.step)

@@ -3,8 +3,9 @@
 Tensors are safetensors, the rest is JSON: nothing that could run code is ever loaded. It decides what a checkpoint
 holds and which are kept; when to write one is decided elsewhere.
 
-`step-00000120/`  weights.safetensors (parameters that move) · optimizer.safetensors · random.safetensors · numbers.json
-                  (optimizer groups, schedule, generators) · state.json (RunState) · trainer_state.json (read by
+`step-00000120/`  weights.safetensors (parameters that move) · method.safetensors (what else the method remembers, where
+                  it does) · optimizer.safetensors · random.safetensors · numbers.json (the optimizer's groups and
+                  plain fields, schedule, generators) · state.json (RunState) · trainer_state.json (read by
                   transformers.Trainer) · manifest.json (sha256 of the others)
 `best-00000100/`  weights.safetensors · manifest.json
 """
@@ -14,7 +15,7 @@ import logging
 import random
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from finetune_trainer.workspace import new_folder
 log = logging.getLogger(__name__)
 
 WEIGHTS, OPTIMIZER, RANDOM = "weights.safetensors", "optimizer.safetensors", "random.safetensors"
+METHOD = "method.safetensors"
 NUMBERS, STATE, TRAINER_STATE, MANIFEST = "numbers.json", "state.json", "trainer_state.json", "manifest.json"
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
@@ -66,11 +68,15 @@ class Store:
         folder = self.folder / f"step-{state.step:08d}"
         with new_folder(folder) as draft:
             save_file(trainable_tensors(tuner.model), draft / WEIGHTS)
-            optimizer, groups = _optimizer_state(tuner.model, tuner.optimizer)
-            save_file(optimizer, draft / OPTIMIZER)
+            if memory := tuner.method.memory(tuner.model):
+                save_file({name: tensor.contiguous() for name, tensor in memory.items()}, draft / METHOD)
+            tensors, fields = _optimizer_fields(tuner.model, tuner.optimizer)
+            save_file(tensors, draft / OPTIMIZER)
             save_file(_torch_random(), draft / RANDOM)
             (draft / STATE).write_text(state.model_dump_json(by_alias=True))
-            extra = {"groups": groups, "schedule": tuner.lr_scheduler.state_dict(), "random": _python_random()}
+            groups = tuner.optimizer.state_dict()["param_groups"]
+            schedule = tuner.lr_scheduler.state_dict()
+            extra = {"groups": groups, "fields": fields, "schedule": schedule, "random": _python_random()}
             (draft / NUMBERS).write_text(json.dumps(extra))
             tuner.state.save_to_json(str(draft / TRAINER_STATE))
             self._seal(draft)
@@ -121,19 +127,22 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def restore_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
-    _copy_into(model, load_file(checkpoint.folder / WEIGHTS))
+def restore_weights(checkpoint: Checkpoint, tuner: Any) -> None:
+    """Put the parameters back that move, and what the method remembers."""
+    _copy_into(tuner.model, load_file(checkpoint.folder / WEIGHTS))
+    if (checkpoint.folder / METHOD).exists():
+        tuner.method.remember(tuner.model, load_file(checkpoint.folder / METHOD))
 
 
 def restore_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: Any, scheduler: Any) -> None:
     """Put back moments and step counts by the parameters' names, and the schedule."""
     numbers = json.loads((checkpoint.folder / NUMBERS).read_bytes())
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     order = {name: index for index, name in enumerate(_names_in_order(model, optimizer))}
-    for key, tensor in load_file(checkpoint.folder / OPTIMIZER).items():
+    for key, value in (load_file(checkpoint.folder / OPTIMIZER) | numbers["fields"]).items():
         name, _, field = key.rpartition("/")
-        state.setdefault(order[name], {})[field] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": numbers["groups"]})
+        state.setdefault(order[name], {})[field] = value
+    _load_state(getattr(optimizer, "optimizer", optimizer), {"state": state, "param_groups": numbers["groups"]})
     scheduler.load_state_dict(numbers["schedule"])
 
 
@@ -163,16 +172,40 @@ def _copy_into(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
             parameters[name].copy_(tensor)
 
 
-def _optimizer_state(model: nn.Module, optimizer: Any) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """Tensors named `<parameter>/<field>`, and the groups' numbers."""
-    whole = optimizer.state_dict()
+def _optimizer_fields(model: nn.Module, optimizer: Any) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """The optimizer's state by `<parameter>/<field>`: tensors, and what are plain numbers."""
     names = _names_in_order(model, optimizer)
-    tensors = {
-        f"{names[index]}/{field}": torch.as_tensor(value).contiguous()
-        for index, fields in whole["state"].items()
-        for field, value in fields.items()
-    }
-    return tensors, whole["param_groups"]
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, float] = {}
+    places: set[int] = set()
+    for index, state in optimizer.state_dict()["state"].items():
+        for field, value in _flat(state):
+            if isinstance(value, torch.Tensor):
+                # All 8-bit moments share their code tables; safetensors takes no tensor twice.
+                tensors[f"{names[index]}/{field}"] = value.clone() if value.data_ptr() in places else value.contiguous()
+                places.add(value.data_ptr())
+            else:
+                numbers[f"{names[index]}/{field}"] = value
+    return tensors, numbers
+
+
+def _flat(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Fields of one parameter. bitsandbytes hands out some in a dict of their own, and takes them back without it."""
+    for field, value in state.items():
+        yield from value.items() if isinstance(value, dict) else [(field, value)]
+
+
+def _load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    if not getattr(optimizer, "is_paged", False):
+        optimizer.load_state_dict(state)
+        return
+    # Paged moments may not fit the device at once: they go to new pages, and its first step moves the rest.
+    paged: Any = optimizer
+    paged.load_state_dict(state, move_to_device=False)
+    for parameter, fields in paged.state.items():
+        for field in ("state1", "state2"):
+            page = paged.get_state_buffer(parameter, dtype=fields[field].dtype)
+            fields[field] = page.copy_(fields[field])
 
 
 def _names_in_order(model: nn.Module, optimizer: Any) -> list[str]:

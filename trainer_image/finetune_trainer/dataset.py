@@ -53,14 +53,15 @@ class Preparation:
 
     @property
     def max_length(self) -> int:
-        """Tokens of a record, within what the model can read."""
-        longest = self.model.longest_input
-        return self.spec.training.max_length if longest is None else min(self.spec.training.max_length, longest)
+        """Tokens of a record, within what the model can read beside the method's virtual tokens."""
+        longest, wished = self.model.longest_input, self.spec.training.max_length
+        return wished if longest is None else min(wished, longest - self.spec.method.options.positions)
 
     @property
     def packing(self) -> bool:
         wish, sft = self.spec.dataset.packing, self.spec.objective.sft is not None
-        return sft and (wish == "always" or (wish == "auto" and self.spec.resources.gpus > 0))
+        pays = self.spec.resources.gpus > 0 and self.spec.method.options.takes_packed_rows
+        return sft and (wish == "always" or (wish == "auto" and pays))
 
     @property
     def declared_labels(self) -> list[str] | None:

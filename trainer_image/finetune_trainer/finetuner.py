@@ -20,6 +20,7 @@ from finetune_api.status import Metrics
 from finetune_trainer import checkpoints
 from finetune_trainer.batches import EpochBatches, by_length
 from finetune_trainer.failures import Failure
+from finetune_trainer.methods import TuningMethod
 from finetune_trainer.modelling import Head
 
 Batch = dict[str, Any]
@@ -59,12 +60,21 @@ class FineTuner(transformers.Trainer):
     loss_is_scaled_for_ga = True  # compute_loss divides by the items of the whole step
 
     def __init__(
-        self, model: nn.Module, args: transformers.TrainingArguments, rows: Rows, pad_token_id: int, dtype: torch.dtype
+        self,
+        model: nn.Module,
+        args: transformers.TrainingArguments,
+        rows: Rows,
+        pad_token_id: int,
+        dtype: torch.dtype,
+        method: TuningMethod,
+        rates: dict[str, float],
     ) -> None:
+        """`rates` are learning rates of single parameters, by name; all others have that of `args`."""
         self.use_cache = model.config.use_cache if hasattr(model.config, "use_cache") else None
         super().__init__(model=model, args=args, train_dataset=rows)
         self.remove_callback(transformers.PrinterCallback)
         self.pad_token_id, self.dtype = pad_token_id, dtype
+        self.method, self.rates = method, rates
         self.step_losses = torch.zeros((), device=args.device)
         self.tokens = 0
         self.resumed_from: checkpoints.Checkpoint | None = None
@@ -100,16 +110,32 @@ class FineTuner(transformers.Trainer):
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         self.tokens += inputs["tokens"]
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.step_losses += loss
-        return loss
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         with self.autocast():
-            loss = self.judge(inputs).loss
-        return loss / num_items_in_batch
+            loss = self.judge(inputs).loss / num_items_in_batch
+        self.step_losses += loss.detach()
+        penalty = self.method.penalty(model)
+        return loss if penalty is None else loss + penalty / self.args.gradient_accumulation_steps
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """As the Trainer's, and then parameters with a rate of their own in groups of their own, behind the others."""
+        optimizer = super().create_optimizer(model)
+        special = {id(p): self.rates[name] for name, p in self.model.named_parameters() if name in self.rates}
+        for group in list(optimizer.param_groups):
+            members = group["params"]
+            group["params"] = [p for p in members if id(p) not in special]
+            for rate in sorted({special[id(p)] for p in members if id(p) in special}):
+                moved = [p for p in members if special.get(id(p)) == rate]
+                optimizer.add_param_group({**group, "params": moved, "lr": rate})
+        return optimizer
+
+    def after_step(self) -> None:
+        """Called when the optimizer has made a step, before the gradients are forgotten."""
+        self.method.after_step(self.model, self.state.global_step + 1)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> int:
         """Of a whole optimizer step. It is counted on the host: no wait for the device."""
@@ -167,7 +193,7 @@ class FineTuner(transformers.Trainer):
     # Resume: what transformers.Trainer asks for at the points where it would read its own checkpoints.
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        checkpoints.restore_weights(self._resumed(), self.model)
+        checkpoints.restore_weights(self._resumed(), self)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

@@ -10,6 +10,11 @@ from finetune_api.status import Metrics, Sample
 from finetune_trainer.prepared import Prepared
 from finetune_trainer.results import Result, base_name
 
+OPENING = {
+    "peft": ("from peft import PeftModel", 'PeftModel.from_pretrained(base, ".")'),
+    "finetune_trainer": ("from finetune_trainer.adapters import load_adapter", 'load_adapter(base, ".")'),
+}
+"""What opens an adapter: its import, and its call."""
 METRICS = {"loss": "Loss", "perplexity": "Perplexity", "accuracy": "Accuracy", "macro_f1": "Macro-F1"}
 
 
@@ -24,6 +29,7 @@ def model_card(run: Run, page: Prepared, result: Result) -> str:
         "![Loss over the steps](loss.png)\n",
         "## Load it\n",
         loading(run, page, result),
+        _precision(run, result),
         _samples(result.evaluation.samples),
         "## Training data\n",
         _data(run, page),
@@ -34,14 +40,14 @@ def model_card(run: Run, page: Prepared, result: Result) -> str:
 
 
 def _header(run: Run, result: Result) -> str:
-    library = "peft" if result.kind == "adapter" else "transformers"
+    library = {"finetune_trainer": "finetune-operator"}.get(result.loader, result.loader)
     tags = f"[finetune-operator, {run.spec.objective.kind}, {run.spec.method.kind}]"
     name = json.dumps(base_name(run.spec.model.uri))
     return f"---\nbase_model: {name}\nlibrary_name: {library}\ntags: {tags}\n---\n"
 
 
 def _summary(run: Run, page: Prepared, result: Result) -> str:
-    what = "A PEFT adapter for" if result.kind == "adapter" else "A whole model, tuned from"
+    what = "An adapter for" if result.kind == "adapter" else "A whole model, tuned from"
     moved, total = page.plan.trainable_parameters, page.plan.total_parameters
     share = f" {moved:,} of {total:,} parameters were trained." if moved and total else ""
     return (
@@ -72,18 +78,48 @@ def _figure(metrics: Metrics, field: str) -> str:
 
 
 def loading(run: Run, page: Prepared, result: Result) -> str:
-    """Python that loads the artifact from its own folder, with nothing but peft and transformers."""
-    lines = [f"from transformers import {result.auto_class}, AutoTokenizer", ""]
+    """Python that loads the artifact from its own folder, with upstream libraries wherever they know the method."""
+    classes = f"{result.auto_class}, AutoTokenizer" + (", BitsAndBytesConfig" if result.quantization else "")
+    lines = [f"from transformers import {classes}", ""]
     if result.kind == "adapter":
-        lines.insert(0, "from peft import PeftModel")
+        imported, opening = OPENING[result.loader]
+        lines.insert(0, imported)
         if run.spec.model.uri.startswith("pvc://"):
             lines.append("# The base model is the folder that this URI names: mount the claim and put its path here.")
-        lines.append(f"base = {result.auto_class}.from_pretrained({_arguments(run, page)})")
-        lines.append('model = PeftModel.from_pretrained(base, ".")')
+        lines += _base(run, page, result)
+        lines.append(f"model = {opening}")
     else:
         lines.append(f'model = {result.auto_class}.from_pretrained(".")')
     lines.append('tokenizer = AutoTokenizer.from_pretrained(".")')
     return "\n".join(["```python", *lines, "```", ""])
+
+
+def _base(run: Run, page: Prepared, result: Result) -> list[str]:
+    """Lines that load the base model as it was while the adapter learnt."""
+    arguments = _arguments(run, page)
+    if result.quantization is None:
+        return [f"base = {result.auto_class}.from_pretrained({arguments})"]
+    settings = ", ".join(f"{name}={value!r}" for name, value in sorted(result.quantization.items()))
+    return [
+        f"quantization = BitsAndBytesConfig({settings})",
+        f"base = {result.auto_class}.from_pretrained({arguments}, quantization_config=quantization)",
+        "for layer in base.modules():  # else bitsandbytes computes otherwise than in training on some CPUs",
+        "    layer.support_avx512bf16_for_cpu = False",
+    ]
+
+
+def _precision(run: Run, result: Result) -> str:
+    """In which precision the base was, where that was not the full one."""
+    if result.quantization is None:
+        return ""
+    code = result.quantization["bnb_4bit_quant_type"]
+    lines = [f"The adapter learnt, and was measured, over a base model whose layers are held in 4 bits (`{code}`)."]
+    if run.spec.output.merge:
+        lines.append(
+            "`merged/` is the sum of the adapter and the base model in full precision, which was never quantized: it "
+            "says what the adapter says over that base, so its metrics differ a little from those above."
+        )
+    return " ".join(lines) + "\n"
 
 
 def _arguments(run: Run, page: Prepared) -> str:
@@ -139,7 +175,8 @@ def _provenance(run: Run, page: Prepared, result: Result) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     training = run.spec.training
     return (
-        f"Base model revision `{page.model_revision}`; learning rate {training.learning_rate:g}, {training.schedule} "
-        f"schedule, {training.batch_size} records a step, seed {training.seed}; {versions}. `manifest.json` holds the "
-        "whole resolved specification, all versions, and the sha256 of every file.\n"
+        f"Base model revision `{page.model_revision}`; {training.optimizer}, learning rate "
+        f"{training.learning_rate:g}, {training.schedule} schedule, {training.batch_size} records a step, seed "
+        f"{training.seed}; {versions}. `manifest.json` holds the whole resolved specification, all versions, and the "
+        "sha256 of every file.\n"
     )

@@ -66,14 +66,16 @@ class LoadedModel:
     """Modules with new, random parameters: whatever the method, they have to learn and to be saved."""
 
 
-def load(folder: Path, head: Head, pad_token_id: int, dtype: torch.dtype = torch.float32) -> LoadedModel:
+def load(
+    folder: Path, head: Head, pad_token_id: int, dtype: torch.dtype = torch.float32, quantization: Any = None
+) -> LoadedModel:
     """Load the model of `folder` with `head`; its new parameters come from torch's global generator."""
     config = read_config(folder, head, pad_token_id)
     _check_weights(folder)
     try:
         model, info = getattr(transformers, head.auto_class).from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True,
-            trust_remote_code=False, output_loading_info=True,
+            trust_remote_code=False, output_loading_info=True, quantization_config=quantization,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise Failure(Reason.MODEL_INVALID, f"cannot load the model in {folder}: {_first_line(error)}") from error
@@ -86,7 +88,9 @@ def blank(folder: Path, head: Head) -> PreTrainedModel:
     config = read_config(folder, head, pad_token_id=0)
     with torch.device("meta"):
         try:
-            return getattr(transformers, head.auto_class).from_config(config, trust_remote_code=False)
+            return getattr(transformers, head.auto_class).from_config(
+                config, dtype=torch.float32, trust_remote_code=False
+            )
         except (ValueError, KeyError, ImportError) as error:
             raise Failure(Reason.UNSUPPORTED, f"spec.model: {_first_line(error)}") from error
 
@@ -103,22 +107,25 @@ def read_config(folder: Path, head: Head, pad_token_id: int) -> PretrainedConfig
     return config
 
 
-def plan_parameters(folder: Path, spec: FineTuneJobSpec, labels: list[str]) -> tuple[int, int]:
-    """(all, trainable) parameters of the run, without loading a weight; refuses what could not be trained.
+def blank_base(folder: Path, spec: FineTuneJobSpec, labels: list[str]) -> LoadedModel:
+    """The base model of a run, as `load` would give it, without memory for its parameters."""
+    head = _head(spec, labels)
+    base = blank(folder, head)
+    return LoadedModel(base, fresh_modules(base, head))
 
-    A LoRA adapter on an 8-billion-parameter Llama takes about a second.
-    """
+
+def applied(base: LoadedModel, spec: FineTuneJobSpec, labels: list[str]) -> nn.Module:
+    """A blank base with the run's method applied; raises Failure where that cannot be."""
     from finetune_trainer.methods import METHODS
+
+    with torch.device("meta"):
+        return METHODS[spec.method.kind].apply(base, spec.method.options, _head(spec, labels), steps=1)
+
+
+def _head(spec: FineTuneJobSpec, labels: list[str]) -> Head:
     from finetune_trainer.objectives import OBJECTIVES
 
-    head = OBJECTIVES[spec.objective.kind].head(tuple(labels))
-    base = blank(folder, head)
-    with torch.device("meta"):
-        model = METHODS[spec.method.kind].apply(LoadedModel(base, fresh_modules(base, head)), spec.method.options, head)
-    return (
-        sum(parameter.numel() for parameter in model.parameters()),
-        sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-    )
+    return OBJECTIVES[spec.objective.kind].head(tuple(labels))
 
 
 def fresh_modules(model: PreTrainedModel, head: Head) -> tuple[str, ...]:
@@ -138,7 +145,7 @@ def narrow_frozen(model: nn.Module, dtype: torch.dtype) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear) and id(module.weight) not in shared:
             for parameter in (module.weight, module.bias):
-                if parameter is not None and not parameter.requires_grad:
+                if parameter is not None and parameter.is_floating_point() and not parameter.requires_grad:
                     parameter.data = parameter.data.to(dtype)
 
 

@@ -1,11 +1,14 @@
-"""Counts a run's parameters in a process of its own, while the data is read.
+"""Counts a run's parameters and estimates its memory in a process of its own, while the data is read.
 
+The process is asked twice: for the parameters as soon as the classes are known, and for the memory when the data is.
 torch and transformers take ten seconds and half a gigabyte to import: neither should wait in line with the data, nor
 stay in the memory of the process that reads it. A spec that cannot be trained (a module name that matches nothing, an
 architecture that is not supported) ends the stage as soon as the count has failed, not after hours of reading.
 """
 
+import contextlib
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +17,20 @@ from typing import Any, NamedTuple, Self
 
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Memory
 from finetune_trainer.failures import Failure
+
+log = logging.getLogger(__name__)
 
 
 class Parameters(NamedTuple):
-    """Numbers of parameters."""
+    """Numbers of parameters, and what the run's micro-batches take."""
 
     total: int
     trainable: int
+    rows: int | None = None
+    """Of a micro-batch; None where memory could not be estimated."""
+    memory: Memory | None = None
 
 
 class ParameterCount:
@@ -50,21 +59,25 @@ class ParameterCount:
         if self._asked or self._process.stdin is None:
             return
         self._asked = True
-        try:
-            self._process.stdin.write(json.dumps(self._question | {"labels": labels}).encode())
-            self._process.stdin.close()
-        except BrokenPipeError:  # it has died: `result` says so
-            pass
-        self._process.stdin = None
+        with contextlib.suppress(BrokenPipeError):  # it has died: `result` says so
+            self._tell(self._question | {"labels": labels})
+
+    def _tell(self, question: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(question).encode() + b"\n")
+        self._process.stdin.flush()
 
     def check(self) -> None:
         """Raise the count's failure if there is one by now."""
         if self._asked and self._process.poll() not in (None, 0):
-            self.result()
+            self._answer(b"")
 
-    def result(self) -> Parameters:
-        """Wait for the count; raises the Failure that it ended with."""
-        output, _ = self._process.communicate()
+    def result(self, load: dict[str, Any]) -> Parameters:
+        """Wait for the count and the estimate for `load` (fitting.Load); raises the Failure that they ended with."""
+        return self._answer(json.dumps(load).encode() + b"\n")
+
+    def _answer(self, question: bytes) -> Parameters:
+        output, _ = self._process.communicate(question)
         try:
             answer = json.loads(output)
         except ValueError:
@@ -72,24 +85,40 @@ class ParameterCount:
             raise RuntimeError(f"counting parameters ended with code {code}; its own words are above") from None
         if "reason" in answer:
             raise Failure(Reason(answer["reason"]), answer["message"])
-        return Parameters(answer["total"], answer["trainable"])
+        memory = Memory.model_validate(answer["memory"]) if "memory" in answer else None
+        return Parameters(answer["total"], answer["trainable"], answer.get("rows"), memory)
 
 
 def main() -> int:
-    """Read one question from standard input, answer on standard output."""
+    """Read two lines from standard input, answer on standard output."""
     answer, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
-    from finetune_trainer.modelling import plan_parameters  # before the question arrives: the import is the long part
+    from finetune_trainer.memory import PlannedModel  # before the question arrives: the import is the long part
 
-    question = json.loads(sys.stdin.buffer.read())
+    question = json.loads(sys.stdin.buffer.readline())
+    folder, spec = Path(question["model"]), FineTuneJobSpec.model_validate(question["spec"])
     try:
-        total, trainable = plan_parameters(
-            Path(question["model"]), FineTuneJobSpec.model_validate(question["spec"]), question["labels"]
-        )
+        model = PlannedModel(folder, spec, question["labels"])
+        load = json.loads(sys.stdin.buffer.readline())
+        told = {"total": model.total, "trainable": model.trainable}
+        json.dump(told | _estimated(model, folder, spec, question["labels"], load), answer)
     except Failure as failure:
         json.dump({"reason": failure.reason, "message": failure.message}, answer)
         return int(failure.code)
-    json.dump({"total": total, "trainable": trainable}, answer)
     return 0
+
+
+def _estimated(model: Any, folder: Path, spec: FineTuneJobSpec, labels: list[str], load: Any) -> dict[str, Any]:
+    """Rows and memory. An architecture that cannot be rehearsed can be trained all the same."""
+    from finetune_trainer.fitting import Load, fitted
+
+    try:
+        fit = fitted(model, folder, spec, labels, Load(**load))
+    except Failure:
+        raise
+    except Exception:
+        log.warning("cannot estimate the memory of this run; it goes on without", exc_info=True)
+        return {}
+    return {"rows": fit.rows, "memory": fit.memory.to_wire()}
 
 
 if __name__ == "__main__":

@@ -10,21 +10,27 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from finetune_api.events import StageReport
+from finetune_api.reasons import Reason
 from finetune_api.run import Run
-from finetune_api.spec import FineTuneJobSpec, Training, largest_divisor
+from finetune_api.spec import FineTuneJobSpec, Training
 from finetune_api.status import Plan
 from finetune_trainer.base_model import base_model
 from finetune_trainer.data.tokenizer import load
 from finetune_trainer.dataset import Preparation, Watch, data_key, prepared_data, sha256_of
+from finetune_trainer.failures import Failure
 from finetune_trainer.output import check_output, check_room
 from finetune_trainer.parameters import ParameterCount, Parameters
-from finetune_trainer.prepared import Prepared, read_prepared, write_page
+from finetune_trainer.prepared import Prepared, open_split, read_prepared, write_page
 from finetune_trainer.report import Progress
 from finetune_trainer.workspace import Workspace
 
 log = logging.getLogger(__name__)
+
+SHORTEST = 8
+"""Tokens of a record, below which nothing can be learnt: the least that training.maxLength may be."""
 
 
 def prepare(
@@ -50,7 +56,7 @@ def prepare(
             page = prepared_data(job, key, Watch(labels_known=count.ask, check=count.check))
             log.info("data ready after %.1f s", time.monotonic() - began)
         count.ask(page.labels)
-        parameters = count.result()
+        parameters = count.result(_load(job, page))
     check_room(run, output, _result_size(job, parameters))
     page = _planned(job, page, parameters, plan_key)
     write_page(workspace.prepared, page)
@@ -63,7 +69,17 @@ def _preparation(run: Run, workspace: Workspace, progress: Progress, page: Prepa
     model = base_model(run, workspace, {page.model_stamp: page.model_revision} if page else {})
     spec = run.spec.resolved()
     tokenizer = load(model.folder, model.name, spec.dataset.template)
-    return Preparation(run, spec, workspace, progress, model, tokenizer)
+    job = Preparation(run, spec, workspace, progress, model, tokenizer)
+    _check_positions(job)
+    return job
+
+
+def _check_positions(job: Preparation) -> None:
+    """Records and the method's virtual tokens stand in the model's positions together."""
+    taken = job.spec.method.options.positions
+    if job.max_length < SHORTEST:
+        message = f"{taken} virtual tokens leave no room in the model's {job.model.longest_input} positions; take fewer"
+        raise Failure(Reason.BAD_SPEC, f"spec.method.{job.spec.method.kind}.tokens: {message}")
 
 
 def _report(page: Prepared) -> StageReport:
@@ -72,7 +88,7 @@ def _report(page: Prepared) -> StageReport:
 
 def _plan_key(job: Preparation) -> str:
     """Covers what the plan depends on besides the data."""
-    spec = job.spec.to_wire(include={"model", "objective", "method", "training"})
+    spec = job.spec.to_wire(include={"model", "objective", "method", "training", "resources"})
     return sha256_of([spec, job.model.revision, str(job.model.folder)])
 
 
@@ -88,7 +104,7 @@ def _planned(job: Preparation, page: Prepared, parameters: Parameters, plan_key:
 
 def _plan(job: Preparation, page: Prepared, parameters: Parameters) -> Plan:
     records = page.data.train_examples or 0
-    micro, accumulation, steps = schedule(job.spec.training, records, page.data.packed_rows or records)
+    micro, accumulation, steps = schedule(job.spec.training, records, page.data.packed_rows or records, parameters.rows)
     return Plan(
         total_parameters=parameters.total,
         trainable_parameters=parameters.trainable,
@@ -99,13 +115,33 @@ def _plan(job: Preparation, page: Prepared, parameters: Parameters) -> Plan:
         packing=page.packing,
         learning_rate=job.spec.training.learning_rate,
         model_revision=job.model.revision,
+        estimated_memory_bytes=parameters.memory.total if parameters.memory else None,
+        memory=parameters.memory,
     )
 
 
-def schedule(training: Training, records: int, rows: int) -> tuple[int, int, int]:
+def _load(job: Preparation, page: Prepared) -> dict[str, Any]:
+    """What the data asks of the run, as fitting.Load says it."""
+    records = page.data.train_examples or 0
+    rows = page.data.packed_rows or records
+    splits = [open_split(job.workspace, page, name) for name in page.splits]
+    longest = max((int(split.lengths.max()) for split in splits if split is not None and len(split)), default=1)
+    usual = schedule(job.spec.training, records, rows)
+    batch = usual[0] * usual[1]
+    return {
+        "length": page.max_length if page.packing else longest,
+        "packed": page.packing,
+        "batch": batch,
+        "usual": usual[0],
+        "is_fixed": job.spec.training.micro_batch_size is not None,
+    }
+
+
+def schedule(training: Training, records: int, rows: int, fitting: int | None = None) -> tuple[int, int, int]:
     """Rows per forward pass, forward passes per step, and steps in all, for `records` in `rows` (fewer where packed).
 
     A step sees about batchSize records, packed or not, so that packing changes the speed of a run and not its course.
+    `fitting` is the number of rows per pass that memory allows, where that was found out.
     """
     micro = training.micro_batch_size or largest_divisor(training.batch_size, at_most=8)
     batch = training.batch_size
@@ -113,8 +149,13 @@ def schedule(training: Training, records: int, rows: int) -> tuple[int, int, int
         share = rows / records
         batch = max(1, round(batch * share))
         micro = largest_divisor(batch, at_most=max(1, round(micro * share)))
+    micro = fitting or micro
     steps = training.max_steps or math.ceil(training.epochs * math.ceil(rows / batch))
     return micro, batch // micro, steps
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    return max(divisor for divisor in range(1, at_most + 1) if number % divisor == 0)
 
 
 def _result_size(job: Preparation, parameters: Parameters) -> int:

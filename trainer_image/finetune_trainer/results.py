@@ -46,9 +46,14 @@ class Result(Model):
     details: dict[str, Any] = {}
     """Per model (base, tuned), what is too large for a status."""
     kind: Literal["adapter", "model"]
-    """What `artifact/` holds: a PEFT adapter or a whole model."""
+    """What `artifact/` holds: an adapter or a whole model."""
+    loader: Literal["peft", "transformers", "finetune_trainer"]
+    """The library that loads it."""
     auto_class: str
     """The transformers class that loads the base model with the head that was trained."""
+    quantization: dict[str, Any] | None = None
+    """Arguments of transformers' BitsAndBytesConfig, with which the base was loaded to learn and to be measured; None:
+    in full precision."""
     versions: dict[str, str] = {}
     """Of the libraries that trained."""
 

@@ -35,8 +35,15 @@ from finetune_trainer.workspace import Workspace, write_file
 
 log = logging.getLogger(__name__)
 
-LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy")
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "tokenizers", "numpy")
 """Those whose versions can change a result."""
+OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw8bit": "adamw_8bit",
+    "pagedAdamw8bit": "paged_adamw_8bit",
+    "adafactor": "adafactor",
+}
+"""transformers' names for `spec.training.optimizer`."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ def stage_of(run: Run, workspace: Workspace, progress: Progress, stop: StopReque
 def _begin(stage: Stage) -> None:
     stage.progress.update(activity="loading", total_steps=stage.page.plan.total_steps or 0)
     modelling.quiet()
-    if stage.spec.resources.gpus and device.device().type == "cpu":
+    if device.device().type == "cpu":
         _without_gpu(stage.run)
     log.info("%d threads", device.use_cores())
     transformers.set_seed(stage.spec.training.seed)
@@ -102,26 +109,36 @@ def _begin(stage: Stage) -> None:
 
 def _without_gpu(run: Run) -> None:
     """A pod that was given a GPU must see it, or it would hold it idle for days; a machine of one's own need not."""
-    if run.trainer_image:
+    if run.spec.resources.gpus and run.trainer_image:
         raise Failure(Reason.GPU_UNAVAILABLE, "spec.resources.gpus is 1, and torch sees no GPU in this container")
-    log.warning("spec.resources.gpus is 1, and torch sees no GPU on this machine: training on the CPU")
+    if run.spec.training.optimizer == "pagedAdamw8bit":
+        raise Failure(
+            Reason.UNSUPPORTED,
+            "spec.training.optimizer: pagedAdamw8bit moves its state between a GPU and the host, and torch sees no GPU "
+            "here; choose adamw8bit",
+        )
+    if run.spec.resources.gpus:
+        log.warning("spec.resources.gpus is 1, and torch sees no GPU on this machine: training on the CPU")
 
 
 def assemble(stage: Stage) -> FineTuner:
     """The model with its method applied, inside its objective's trainer."""
     objective, method = OBJECTIVES[stage.spec.objective.kind], METHODS[stage.spec.method.kind]
     head = objective.head(tuple(stage.page.labels))
-    base = modelling.load(Path(stage.page.model_path), head, stage.page.pad_token_id)
-    model = method.apply(base, stage.spec.method.options, head)
+    options = stage.spec.method.options
     on = device.device()
     dtype = device.compute_dtype(stage.spec.training.precision, on)
+    base = method.load(Path(stage.page.model_path), head, stage.page.pad_token_id, options, dtype)
+    model = method.apply(base, options, head, stage.page.plan.total_steps or 1, tokenizer_folder(stage.workspace))
     if dtype is not torch.float32:
         modelling.narrow_frozen(model, dtype)
     rows = stage.rows("train")
     if rows is None:
         raise Failure(Reason.DATASET_INVALID, "spec.dataset.train: no record is left to learn from")
     log.info("%s on %s, %s", type(base.model).__name__, on.type, str(dtype).removeprefix("torch."))
-    tuner = objective(model, _arguments(stage, on), rows, stage.page.pad_token_id, dtype)
+    arguments = _arguments(stage, on)
+    rates = method.parameter_rates(model, options, arguments.learning_rate)
+    tuner = objective(model, arguments, rows, stage.page.pad_token_id, dtype, method, rates)
     stage.stop.check()
     return tuner
 
@@ -145,7 +162,7 @@ def _arguments(stage: Stage, on: torch.device) -> transformers.TrainingArguments
         warmup_steps=round(steps * training.warmup_ratio),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        optim="adamw_torch_fused",
+        optim=OPTIMIZERS[training.optimizer],
         activation_checkpointing=training.gradient_checkpointing,
         seed=training.seed,
         use_cpu=on.type == "cpu",
@@ -168,7 +185,9 @@ def _baseline(stage: Stage, tuner: FineTuner) -> Baseline:
         baseline = Baseline.model_validate_json(place.read_bytes())
         check_identity(baseline.identity, stage.identity, place)
         return baseline
+    tuned, tuner.model = tuner.model, tuner.method.untouched(tuner.model)
     baseline = Baseline(identity=stage.identity, held_out=_held_out(stage, tuner), answers=_answers(stage, tuner))
+    tuner.model = tuned
     write_file(place, baseline.model_dump_json(by_alias=True))
     return baseline
 
@@ -207,7 +226,7 @@ def follow(stage: Stage, tuner: FineTuner) -> Course:
     )
     if tuner.resumed_from is not None:
         log.info("resuming from step %d", course.state.step)
-        checkpoints.restore_weights(tuner.resumed_from, tuner.model)
+        checkpoints.restore_weights(tuner.resumed_from, tuner)
         course.catch_up()
     if not course.state.finished:
         tuner.train(resume_from_checkpoint=str(tuner.resumed_from.folder) if tuner.resumed_from else None)
@@ -243,12 +262,15 @@ def _finish(stage: Stage, tuner: FineTuner, course: Course, baseline: Baseline) 
 def _result(
     stage: Stage, course: Course, evaluation: EvaluationResult, base: Baseline, tuned: HeldOut | None
 ) -> results.Result:
+    quantized = getattr(course.tuner.model.config, "quantization_config", None)
     return results.Result(
         identity=stage.identity,
         evaluation=evaluation,
         state=course.state,
         details={"base": base.held_out.details if base.held_out else {}, "tuned": tuned.details if tuned else {}},
-        kind=METHODS[stage.spec.method.kind].ARTIFACT,
+        kind=METHODS[stage.spec.method.kind].artifact,
+        loader=METHODS[stage.spec.method.kind].loader,
         auto_class=OBJECTIVES[stage.spec.objective.kind].head(()).auto_class,
+        quantization={k: v for k, v in quantized.to_diff_dict().items() if k[0] != "_"} if quantized else None,
         versions={name: version(name) for name in LIBRARIES},
     )

@@ -1,35 +1,29 @@
-"""Every method: how it makes the right parameters of a base model learn, and how it turns them into files and back.
+"""Every method by its name in `spec.method`."""
 
-A method knows no objective: it is given a model, the modules whose parameters are new, and its own options.
-"""
+from finetune_trainer.methods.adalora import AdaLora
+from finetune_trainer.methods.adapter import Adapter
+from finetune_trainer.methods.bitfit import BitFit
+from finetune_trainer.methods.full import Full
+from finetune_trainer.methods.ia3 import Ia3
+from finetune_trainer.methods.lora import Lora
+from finetune_trainer.methods.method import TuningMethod
+from finetune_trainer.methods.prompts import PrefixTuning, PromptTuning, PTuning, PTuningV2
+from finetune_trainer.methods.qalora import QaLora
+from finetune_trainer.methods.qlora import QLora
+from finetune_trainer.methods.unipelt import UniPelt
 
-from pathlib import Path
-from typing import Any, Literal, Protocol
-
-from torch import nn
-from transformers import PreTrainedModel
-
-from finetune_trainer.methods import full, lora
-from finetune_trainer.modelling import Head, LoadedModel
-
-
-class TuningMethod(Protocol):
-    """What a module of this package provides."""
-
-    ARTIFACT: Literal["adapter", "model"]
-    """What `save` writes."""
-
-    def apply(self, base: LoadedModel, options: Any, head: Head) -> nn.Module:
-        """The model with exactly those parameters requiring gradients that move; raises Failure for unfit options."""
-
-    def save(self, model: Any, folder: Path, base_name: str, base_revision: str) -> None:
-        """Write what was learnt, in the layout that peft or transformers load."""
-
-    def reopen(self, base: LoadedModel, folder: Path) -> Any:
-        """The model that `save` wrote, over a freshly loaded base."""
-
-    def merged(self, model: Any) -> PreTrainedModel:
-        """The same function as one plain model."""
-
-
-METHODS: dict[str, TuningMethod] = {"lora": lora, "full": full}
+METHODS: dict[str, TuningMethod] = {
+    "lora": Lora(),
+    "qlora": QLora(),
+    "qaLora": QaLora(),
+    "adaLora": AdaLora(),
+    "ia3": Ia3(),
+    "bitFit": BitFit(),
+    "promptTuning": PromptTuning(),
+    "prefixTuning": PrefixTuning(),
+    "pTuning": PTuning(),
+    "pTuningV2": PTuningV2(),
+    "adapter": Adapter(),
+    "uniPelt": UniPelt(),
+    "full": Full(),
+}

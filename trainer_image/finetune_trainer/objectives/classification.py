@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from finetune_api.status import Metrics
 from finetune_trainer.finetuner import Batch, FineTuner, Judgement, padded
-from finetune_trainer.modelling import Head, is_encoder
+from finetune_trainer.modelling import Head, fresh_modules, is_encoder
 
 
 class ClassificationTrainer(FineTuner):
     """One item is one record. The model pools for itself: an encoder its first token, a decoder its last but padding.
 
-    Rows are padded on the right, which a decoder never sees; an encoder is told by a mask.
+    Rows are padded on the right, which a decoder never sees; an encoder is told by a mask. Behind virtual tokens that a
+    method put in front, a decoder cannot tell padding from tokens and would take the last position: there it is told.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -43,10 +45,28 @@ class ClassificationTrainer(FineTuner):
         }
 
     def judge(self, batch: Batch) -> Judgement:
-        mask = {"attention_mask": batch["attention_mask"]} if self.sees_padding else {}
-        logits = self.model(input_ids=batch["input_ids"], **mask).logits.float()
+        logits = (self._of_encoder(batch) if self.sees_padding else self._of_decoder(batch)).float()
         loss = functional.cross_entropy(logits, batch["expected"], reduction="sum")
         return Judgement(loss, predicted=logits.detach().argmax(-1), expected=batch["expected"])
+
+    def _of_encoder(self, batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return logits
+
+    def _of_decoder(self, batch: Batch) -> torch.Tensor:
+        width, ends = batch["input_ids"].shape[1], batch["attention_mask"].sum(1) - 1
+        said: list[torch.Tensor] = []
+        with self._new_head().register_forward_hook(lambda _, inputs, output: said.append(output)):
+            logits: torch.Tensor = self.model(input_ids=batch["input_ids"]).logits
+        everywhere = said[0]  # of every position, [rows, virtual tokens + width, classes]
+        is_longer = everywhere.dim() == 3 and everywhere.shape[1] > width
+        return everywhere[:, -width:][torch.arange(len(ends), device=ends.device), ends] if is_longer else logits
+
+    def _new_head(self) -> nn.Module:
+        """The layer from hidden states to classes."""
+        model: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        layer: nn.Module = model.get_submodule(fresh_modules(model, self.head(()))[-1])
+        return layer
 
     def metrics(self, loss: float, judgements: list[Judgement]) -> tuple[Metrics, dict[str, Any]]:
         classes = self.model.config.num_labels

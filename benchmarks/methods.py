@@ -1,0 +1,184 @@
+"""Every method on the same model, data and budget: what moves, what it costs, and what it learns at its defaults.
+
+    .venv/bin/python examples/assets.py ASSETS                     # the model and the data, once
+    .venv/bin/python benchmarks/methods.py                         # three quarters of an hour on two quiet cores
+    .venv/bin/python benchmarks/methods.py --methods lora ia3 --steps 10
+    .venv/bin/python benchmarks/methods.py --write                 # and put table and picture into docs/methods.md
+
+SmolLM2-135M learns to write docstrings (sft): prompt/completion records, 8 a step. Nothing but the method differs; its
+options and its learning rate are its defaults. Each method is prepared and trained by the stages themselves, in
+processes of their own, one after the other; memory is the peak resident memory of the training process.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune_api.methods import Method
+from finetune_api.run import Run
+
+ROOT = Path(__file__).parents[1]
+PAGE, PICTURE = ROOT / "docs/methods.md", ROOT / "docs/methods.svg"
+BEGIN, END = "<!-- benchmarks/methods.py writes from here -->", "<!-- to here -->"
+METHODS = [str(field.alias) for field in Method.model_fields.values()]
+NEEDS: dict[str, dict[str, Any]] = {"bitFit": {"addBiases": True}}
+"""Options without which a method refuses this model."""
+
+
+def main() -> int:
+    options = parser().parse_args()
+    if options.child:
+        return measured_stage(options.child)
+    with tempfile.TemporaryDirectory(prefix="methods-") as folder:
+        rows = [row for name in options.methods if (row := measured(name, options, Path(folder) / name))]
+    text = table(rows, options)
+    print(text)
+    if options.write:
+        draw(rows)
+        page = PAGE.read_text(encoding="utf-8")
+        before, _, rest = page.partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    parser.add_argument("--assets", type=Path, default=cache / "finetune-operator/assets/out")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--steps", type=int, default=24, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=160, help="tokens per record (default: %(default)s)")
+    parser.add_argument("--write", action="store_true", help="update docs/methods.md and its picture")
+    parser.add_argument("--child", nargs=2, metavar=("STAGE", "RUN"), help=argparse.SUPPRESS)
+    return parser
+
+
+def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any] | None:
+    """What one method cost and learnt; None, with a word on standard error, where it cannot run here."""
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(run_of(name, options, folder).model_dump_json(by_alias=True, exclude_none=True))
+    for stage in ("prepare", "train"):
+        done = subprocess.run(
+            [sys.executable, __file__, "--child", stage, str(folder / "run.json")], stdout=subprocess.PIPE, text=True
+        )
+        report = json.loads((folder / f"workspace/{stage}.report.json").read_bytes())
+        if done.returncode:
+            print(f"{name}: {stage}: {report['message']}", file=sys.stderr, flush=True)
+            return None
+        if stage == "prepare":
+            plan = report["plan"]
+    result = json.loads((folder / "workspace/result/result.json").read_bytes())
+    artifact = folder / "workspace/result/artifact"
+    row = {
+        "method": name,
+        "trainable": plan["trainableParameters"],
+        "share": plan["trainableParameters"] / plan["totalParameters"],
+        "before": result["evaluation"]["base"]["loss"],
+        "after": result["evaluation"]["tuned"]["loss"],
+        "tokens_per_second": result["state"]["tokens"] / result["state"]["seconds"],
+        "peak_mb": int(done.stdout.split()[-1]) / 1024,
+        "size": sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file()),
+        "rate": Method.model_validate({name: {}}).options.default_learning_rate,
+    }
+    print(row, file=sys.stderr, flush=True)
+    return row
+
+
+def run_of(name: str, options: argparse.Namespace, folder: Path) -> Run:
+    spec = {
+        "model": {"uri": f"file://{options.assets.absolute()}/models/smollm2-135m-instruct"},
+        "dataset": {
+            "train": [{"uri": f"file://{options.assets.absolute()}/data/docstrings.jsonl"}],
+            "validation": {"fraction": 0},
+            "test": {"fraction": 0.015},
+        },
+        "method": {name: NEEDS.get(name, {})},
+        "training": {"maxSteps": options.steps, "batchSize": 8, "maxLength": options.length},
+        "resources": {"gpus": 0},
+        "output": {"uri": f"file://{folder}/out"},
+    }
+    run = Run.model_validate(
+        {"name": name.lower(), "uid": "benchmark", "workspace": f"{folder}/workspace", "spec": spec}
+    )
+    return run.model_copy(update={"spec": run.spec.resolved()})
+
+
+def measured_stage(child: list[str]) -> int:
+    """In a process of its own: the stage, then its peak memory in kilobytes."""
+    from finetune_trainer.__main__ import main as trainer
+
+    code = trainer([child[0], "--run", child[1], "--port", "0"])
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return code
+
+
+COLUMNS = (
+    "method",
+    "parameters that move",
+    "share",
+    "held-out loss",
+    "tokens/s",
+    "peak memory, MB",
+    "published",
+    "rate",
+)
+
+
+def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
+    lines = [
+        f"SmolLM2-135M, {options.steps} steps of 8 records, the methods' own default options and learning rates.\n",
+        _line(COLUMNS),
+        _line(["---"] * len(COLUMNS)),
+        *(_line(_cells(row)) for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        f"`{row['method']}`",
+        f"{row['trainable']:,}",
+        f"{row['share']:.3%}",
+        f"{row['before']:.3f} → **{row['after']:.3f}**",
+        f"{row['tokens_per_second']:.0f}",
+        f"{row['peak_mb']:,.0f}",
+        f"{row['size'] / 1e6:,.2f} MB",
+        f"{row['rate']:g}",
+    ]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Held-out loss against the share of the parameters that move: below and to the left is better."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "methods"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.2), layout="constrained")
+    axes.scatter([100 * row["share"] for row in rows], [row["after"] for row in rows], color="#3465a4", zorder=3)
+    for row in rows:
+        place = (100 * row["share"], row["after"])
+        axes.annotate(row["method"], place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    if rows:
+        axes.axhline(rows[0]["before"], color="#888888", linewidth=1, linestyle="--")
+        axes.annotate("base model", (100 * min(row["share"] for row in rows), rows[0]["before"]), xytext=(0, 4),
+                      textcoords="offset points", fontsize=8, color="#666666")  # fmt: skip
+    axes.set(xscale="log", xlabel="parameters that move, % of all", ylabel="held-out loss")
+    axes.grid(color="#dddddd", linewidth=0.5)
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+"""`spec.method`: which parameters move. One option model per method, with the field's names and its paper's defaults.
+
+`default_learning_rate` is the rate that a job gets that names none: methods differ in it by a factor of a thousand.
+What a method needs of the model's architecture only `prepare` can see; what options exclude each other stands here.
+"""
+
+from typing import Annotated, ClassVar, Literal, get_args
+
+from pydantic import Field
+
+from finetune_api.schema import Model, Rule, exactly_one_of
+
+ModuleName = Annotated[str, Field(min_length=1, max_length=256)]
+ModuleNames = Annotated[list[ModuleName], Field(min_length=1, max_length=64)]
+Rank = Annotated[int, Field(ge=1, le=1024)]
+Alpha = Annotated[float, Field(gt=0, le=4096)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+VirtualTokens = Annotated[int, Field(ge=1, le=1024)]
+LayerNumbers = Annotated[list[Annotated[int, Field(ge=0, le=1023)]], Field(min_length=1, max_length=1024)]
+
+# `has`, though these fields have defaults: the API server checks the default of `method`, `lora: {}`, as it is written.
+_EVERY_OR_NAMED = Rule(
+    "!has(self.targetModules) || !('all-linear' in self.targetModules) || self.targetModules.size() == 1",
+    "targetModules: all-linear already means every linear layer: name it alone, or name layers",
+)
+
+
+class MethodOptions(Model):
+    """What every method has."""
+
+    default_learning_rate: ClassVar[float]
+    is_mergeable: ClassVar[bool] = True
+    """Whether what was learnt can become part of the base model's own weights."""
+    takes_packed_rows: ClassVar[bool] = True
+    """Whether several records may share a row: virtual tokens stand in front of a row, not of each record."""
+    takes_gradient_checkpointing: ClassVar[bool] = True
+    """Whether layers may be computed twice: that is done without a cache, and a cache can hold what is learnt."""
+
+    @property
+    def positions(self) -> int:
+        """Positions of the model that every row loses to virtual tokens."""
+        return 0
+
+
+class Lora(MethodOptions):
+    """Low-rank adapters beside frozen linear layers (Hu et al. 2021, arXiv:2106.09685)."""
+
+    default_learning_rate: ClassVar = 2e-4
+    rules: ClassVar = (
+        _EVERY_OR_NAMED,
+        Rule(
+            "!(has(self.init) && has(self.dora)) || self.init != 'pissa' || !self.dora",
+            "init: pissa takes the update out of the base weight, which dora normalises: choose one",
+        ),
+    )
+
+    rank: Rank = 16
+    """Rank r of the update B·A."""
+    alpha: Alpha = 32
+    """The update is scaled by alpha / rank."""
+    dropout: Dropout = 0
+    """Dropout on the adapter's input."""
+    target_modules: ModuleNames = ["all-linear"]
+    """Names (or name endings) of the linear layers that get an adapter; `all-linear` means all but the output layer."""
+    rs_lora: bool = False
+    """Scale by alpha / √rank, which keeps high ranks learning (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)."""
+    dora: bool = False
+    """Learn direction and length of each weight column apart (DoRA, Liu et al. 2024, arXiv:2402.09353)."""
+    init: Literal["zero", "pissa"] = "zero"
+    """`zero`: B starts at 0. `pissa`: A and B start as the principal singular vectors of the weight (PiSSA, Meng et al.
+    2024, arXiv:2404.02948); published as an ordinary adapter of twice the rank."""
+    plus_ratio: Annotated[float, Field(ge=1, le=1024)] | None = None
+    """Learning rate of B as a multiple of that of A (LoRA+, Hayou et al. 2024, arXiv:2402.12354, which uses 16).
+    Default: the same rate."""
+    rank_pattern: Annotated[dict[ModuleName, Rank], Field(max_length=64)] = {}
+    """Other ranks for layers whose name ends so."""
+    alpha_pattern: Annotated[dict[ModuleName, Alpha], Field(max_length=64)] = {}
+    """Other alphas for layers whose name ends so."""
+    layers: LayerNumbers | None = None
+    """Numbers of the blocks that get adapters, from 0. Default: all."""
+    modules_to_save: ModuleNames | None = None
+    """Modules that are trained whole and published with the adapter, such as `lm_head`."""
+
+
+class QLora(MethodOptions):
+    """LoRA beside weights that are held in 4 bits (Dettmers et al. 2023, arXiv:2305.14314)."""
+
+    default_learning_rate: ClassVar = 2e-4
+    rules: ClassVar = (_EVERY_OR_NAMED,)
+
+    rank: Rank = 16
+    """Rank r of the update B·A."""
+    alpha: Alpha = 32
+    """The update is scaled by alpha / rank."""
+    dropout: Dropout = 0
+    """Dropout on the adapter's input."""
+    target_modules: ModuleNames = ["all-linear"]
+    """Names (or name endings) of the linear layers that get an adapter; `all-linear` means all but the output layer."""
+    quantization: Literal["nf4", "fp4"] = "nf4"
+    """Code of the 4-bit weights; `nf4` is made for weights that are normally distributed."""
+    double_quantization: bool = True
+    """Quantize the scales too: 0.37 bits a parameter less."""
+
+
+class QaLora(MethodOptions):
+    """LoRA that pools its input by the groups of a 4-bit base, so that it merges into their zero points exactly (Xu et
+    al. 2023, arXiv:2309.14717)."""
+
+    default_learning_rate: ClassVar = 2e-4
+    rules: ClassVar = (_EVERY_OR_NAMED,)
+
+    rank: Rank = 16
+    """Rank r of the update B·A."""
+    alpha: Alpha = 32
+    """The update is scaled by alpha / rank."""
+    target_modules: ModuleNames = ["all-linear"]
+    """Names (or name endings) of the linear layers that are quantized and get an adapter; `all-linear` means all but
+    the output layer."""
+    group_size: Annotated[int, Field(ge=8, le=1024)] = 32
+    """Weights that share a scale and a zero point; must divide the input width of every target."""
+
+
+class AdaLora(MethodOptions):
+    """LoRA as P·Λ·Q whose ranks are distributed over the layers while it trains (Zhang et al. 2023,
+    arXiv:2303.10512)."""
+
+    default_learning_rate: ClassVar = 1e-3
+    rules: ClassVar = (
+        _EVERY_OR_NAMED,
+        Rule("self.targetRank <= self.initialRank", "targetRank: the budget shrinks from initialRank to targetRank"),
+        Rule("self.warmup + self.settled < 1.0", "warmup and settled: together they must leave some steps to prune in"),
+    )
+
+    initial_rank: Rank = 12
+    """Rank of every layer at the start."""
+    target_rank: Rank = 8
+    """Mean rank that is left at the end."""
+    alpha: Alpha = 32
+    """The update is scaled by alpha / rank."""
+    dropout: Dropout = 0
+    """Dropout on the adapter's input."""
+    target_modules: ModuleNames = ["all-linear"]
+    """Names (or name endings) of the linear layers that get an adapter; `all-linear` means all but the output layer."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the run's steps before ranks shrink."""
+    settled: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Share of the run's steps, at its end, in which ranks stand still."""
+    every_steps: Annotated[int, Field(ge=1, le=10_000)] = 10
+    """Steps between two distributions of the budget."""
+    orthogonality: Annotated[float, Field(ge=0, le=10)] = 0.1
+    """Weight of the penalty that keeps P and Q orthogonal."""
+    sensitivity_decay: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    """β₁: decay of the moving average of importance."""
+    uncertainty_decay: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    """β₂: decay of the moving average of its uncertainty."""
+
+
+class Ia3(MethodOptions):
+    """One learned factor per channel of keys, values and feed-forward activations (Liu et al. 2022,
+    arXiv:2205.05638)."""
+
+    default_learning_rate: ClassVar = 3e-3
+
+    target_modules: ModuleNames | None = None
+    """Names of the layers whose output is scaled: keys, values, and those in feedforwardModules, whose input is scaled.
+    Default: by the architecture."""
+    feedforward_modules: ModuleNames | None = None
+    """Those of targetModules whose input is scaled. Default: by the architecture."""
+
+
+class BitFit(MethodOptions):
+    """Only the biases move (Ben Zaken et al. 2021, arXiv:2106.10199)."""
+
+    default_learning_rate: ClassVar = 1e-3
+
+    add_biases: bool = False
+    """For models without biases (Llama): give their linear layers biases of zero, which change nothing at first.
+    Without it such a model is refused."""
+
+
+class VirtualTokenOptions(MethodOptions):
+    """What the methods have that learn virtual tokens in front of the input."""
+
+    is_mergeable: ClassVar = False
+    takes_packed_rows: ClassVar = False
+
+    tokens: VirtualTokens = 20
+    """Virtual tokens."""
+
+    @property
+    def positions(self) -> int:
+        return self.tokens
+
+
+class PromptTuning(VirtualTokenOptions):
+    """Embeddings of virtual tokens in front of the input (Lester et al. 2021, arXiv:2104.08691)."""
+
+    default_learning_rate: ClassVar = 3e-2
+
+    init_text: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """Start from the embeddings of this text, repeated or cut to `tokens`. Default: from random words of the
+    vocabulary."""
+
+
+class PrefixTuning(VirtualTokenOptions):
+    """Keys and values of virtual tokens in every layer, reparametrised by an MLP while they train (Li and Liang 2021,
+    arXiv:2101.00190)."""
+
+    default_learning_rate: ClassVar = 1e-3
+    takes_gradient_checkpointing: ClassVar = False
+
+    tokens: VirtualTokens = 10
+    """Virtual tokens."""
+    projection_size: Annotated[int, Field(ge=1, le=16384)] = 512
+    """Hidden width of the MLP; it is dropped when the prefix is published."""
+
+
+class PTuning(VirtualTokenOptions):
+    """Embeddings of virtual tokens computed by a small network (P-tuning, Liu et al. 2021, arXiv:2103.10385)."""
+
+    default_learning_rate: ClassVar = 1e-3
+
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    """The network; it is dropped when the prompt is published."""
+    encoder_size: Annotated[int, Field(ge=1, le=16384)] = 128
+    """Its hidden width."""
+
+
+class PTuningV2(VirtualTokenOptions):
+    """Keys and values of virtual tokens in every layer, learned as they are (P-tuning v2, Liu et al. 2021,
+    arXiv:2110.07602)."""
+
+    default_learning_rate: ClassVar = 1e-2
+    takes_gradient_checkpointing: ClassVar = False
+
+
+class Adapter(MethodOptions):
+    """Bottleneck layers behind the sublayers of each block, with a residual connection."""
+
+    default_learning_rate: ClassVar = 1e-3
+    is_mergeable: ClassVar = False
+
+    placement: Literal["houlsby", "pfeiffer"] = "pfeiffer"
+    """`houlsby`: behind attention and feed-forward (Houlsby et al. 2019, arXiv:1902.00751); `pfeiffer`: behind the
+    feed-forward alone (Pfeiffer et al. 2020, arXiv:2005.00247), half the parameters."""
+    reduction_factor: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Width of the model over width of the bottleneck."""
+    activation: Literal["relu", "gelu", "silu"] = "relu"
+    """Between down- and up-projection."""
+    dropout: Dropout = 0
+    """Dropout on the bottleneck's output."""
+
+
+class UniPelt(MethodOptions):
+    """LoRA, prefix and bottleneck adapter in every block, each behind a learned gate (Mao et al. 2021,
+    arXiv:2110.07577)."""
+
+    default_learning_rate: ClassVar = 5e-4
+    is_mergeable: ClassVar = False
+
+    rank: Rank = 8
+    """Rank of the LoRA update of queries and values."""
+    alpha: Alpha = 8
+    """It is scaled by alpha / rank, besides its gate."""
+    prefix_tokens: VirtualTokens = 10
+    """Virtual tokens of the prefix."""
+    prefix_projection_size: Annotated[int, Field(ge=1, le=16384)] = 512
+    """Hidden width of the MLP that reparametrises the prefix; it is dropped when the result is published."""
+    bottleneck_size: Annotated[int, Field(ge=1, le=16384)] = 48
+    """Width of the adapter's bottleneck."""
+
+
+class Full(MethodOptions):
+    """All parameters move."""
+
+    default_learning_rate: ClassVar = 2e-5
+
+
+class Method(Model):
+    """Which parameters move. Set exactly one member; LoRA unless told otherwise."""
+
+    lora: Lora | None = None
+    q_lora: Annotated[QLora | None, Field(alias="qlora")] = None
+    qa_lora: QaLora | None = None
+    ada_lora: AdaLora | None = None
+    ia3: Ia3 | None = None
+    bit_fit: BitFit | None = None
+    prompt_tuning: PromptTuning | None = None
+    prefix_tuning: PrefixTuning | None = None
+    p_tuning: PTuning | None = None
+    p_tuning_v2: Annotated[PTuningV2 | None, Field(alias="pTuningV2")] = None
+    adapter: Adapter | None = None
+    uni_pelt: UniPelt | None = None
+    full: Full | None = None
+
+    rules: ClassVar = (
+        exactly_one_of(
+            "lora", "qlora", "qaLora", "adaLora", "ia3", "bitFit", "promptTuning", "prefixTuning", "pTuning",
+            "pTuningV2", "adapter", "uniPelt", "full",
+        ),
+    )  # fmt: skip
+
+    @property
+    def kind(self) -> str:
+        """The wire name of the member that is set."""
+        return str(type(self).model_fields[self._member].alias)
+
+    @property
+    def options(self) -> MethodOptions:
+        """The member that is set."""
+        options: MethodOptions = getattr(self, self._member)
+        return options
+
+    @property
+    def _member(self) -> str:
+        (name,) = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        return name
+
+
+def methods_that(trait: str) -> list[str]:
+    """Wire names of the methods whose options have the class attribute `trait` set."""
+    members = {str(field.alias): field.annotation for field in Method.model_fields.values()}
+    kinds = {name: next(kind for kind in get_args(union) if kind is not type(None)) for name, union in members.items()}
+    return [name for name, kind in kinds.items() if getattr(kind, trait)]

@@ -1,0 +1,170 @@
+"""`finetune plan`: what a job would take with each method, as a table, before anything is fetched or held.
+
+It decides which folder is asked about and how the answers look. The counting is done by a process of the trainer.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from finetune_api import uris
+from finetune_api.exits import ExitCode
+from finetune_api.job import FineTuneJob
+from finetune_api.methods import Method
+from finetune_api.quantities import gibibytes
+from finetune_api.schema import QUANTITY_PATTERN
+from finetune_api.spec import FineTuneJobSpec
+from finetune_cli import figures
+from finetune_cli.document import UnreadableError
+from finetune_cli.local import only_job
+from finetune_cli.stage import MODULE, is_installed
+from finetune_cli.terminal import err, out
+from finetune_cli.validation import check, job
+from finetune_cli.verdict import report
+
+METHODS = [str(field.alias) for field in Method.model_fields.values()]
+PARTS = {
+    "weights": ("frozenWeightsBytes", "trainableWeightsBytes"),
+    "gradients": ("gradientsBytes",),
+    "optimizer": ("optimizerBytes",),
+    "activations": ("activationsBytes", "temporaryBytes"),
+    "runtime": ("runtimeBytes",),
+}
+"""Columns of the table, and the parts of status.plan.memory that they add up."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the file."""
+
+    model: Path | None
+    gpu_memory: str | None
+    as_json: bool
+
+
+def plan_file(file: str, options: Options) -> int:
+    """Print the plan of the job in `file`; returns the exit code."""
+    try:
+        source = only_job(file)
+    except UnreadableError as error:
+        return _refuse(str(error))
+    problems = check(source, cluster=False)
+    if problems:
+        report(source, problems)
+        return int(ExitCode.BAD_SPEC)
+    if options.gpu_memory is not None and not re.fullmatch(QUANTITY_PATTERN, options.gpu_memory):
+        return _refuse(f"--gpu-memory {options.gpu_memory}: expected a quantity such as 24Gi")
+    parsed = _with_memory(job(source), options.gpu_memory)
+    folder = options.model or _local_model(parsed.spec)
+    if folder is None or not (folder / "config.json").is_file():
+        told = f"{folder} has no config.json" if folder else f"{parsed.spec.model.uri} is not on this machine"
+        return _refuse(f"{told}: name a folder with the model's config.json, --model FOLDER (weights are not needed)")
+    if not is_installed():
+        return _refuse("the trainer is not installed here: pip install 'finetune-operator[trainer]'")
+    return _print(parsed.spec, folder, options.as_json)
+
+
+def _print(spec: FineTuneJobSpec, folder: Path, as_json: bool) -> int:
+    rows = []
+    with err.status("counting …"):
+        for row in answers(spec, folder):
+            rows.append(row)
+    if len(rows) < len(METHODS):
+        err.print("[red]the trainer ended before it had counted all methods; its own words are above[/red]")
+        return int(ExitCode.INTERNAL)
+    if as_json:
+        out.file.write(json.dumps(rows, indent=1) + "\n")
+    else:
+        out.print(table(rows, spec.method.kind))
+        for line in notes(spec, rows):
+            out.print(line, style="dim", markup=False)
+    return 0
+
+
+def answers(spec: FineTuneJobSpec, folder: Path) -> Iterator[dict[str, Any]]:
+    """A row for each method, from the trainer's process, as it finds them."""
+    command = [sys.executable, "-m", f"{MODULE}.choices"]
+    question = {"model": str(folder.absolute()), "spec": spec.to_wire(), "methods": METHODS}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(question))
+        process.stdin.close()
+        try:
+            for line in process.stdout:
+                yield json.loads(line)
+        finally:
+            process.kill()
+
+
+def table(rows: list[dict[str, Any]], chosen: str) -> Table:
+    """A line for each method that the model allows; `chosen` is the job's."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown.add_column("method", no_wrap=True)
+    for name in ("trainable", "share", *PARTS, "peak", "microBatchSize", "fits"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        if "memory" in row:
+            shown.add_row(*_cells(row), style="bold" if row["method"] == chosen else None)
+    return shown
+
+
+def notes(spec: FineTuneJobSpec, rows: list[dict[str, Any]]) -> Iterator[str]:
+    """What the table leaves out: refused methods, and what was assumed."""
+    for row in rows:
+        if "refused" in row:
+            yield f"{row['method']}: {row['refused']}"
+    resources = spec.resources
+    has = f"{resources.gpu_memory or 'unknown'} on the GPU" if resources.gpus else f"{resources.memory} in the pod"
+    yield f"estimated for rows of {spec.training.max_length:,} tokens at most; memory: {has}"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    moving, total = row["trainableParameters"], row["totalParameters"]
+    parts = [_gibibytes(sum(row["memory"][part] for part in names)) for names in PARTS.values()]
+    limit = row["limitBytes"]
+    fits = figures.MISSING if limit is None else "yes" if row["totalBytes"] <= limit else "no"
+    peak = gibibytes(row["totalBytes"])
+    return [
+        row["method"],
+        figures.count(moving),
+        _share(moving / total),
+        *parts,
+        peak,
+        str(row["microBatchSize"]),
+        fits,
+    ]
+
+
+def _gibibytes(count: int) -> str:
+    return f"{count / (1 << 30):,.2f}"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.3g} %"
+
+
+def _local_model(spec: FineTuneJobSpec) -> Path | None:
+    place = uris.parse(spec.model.uri)
+    return Path(place.path) if place.scheme == "file" else None
+
+
+def _with_memory(parsed: FineTuneJob, gpu_memory: str | None) -> FineTuneJob:
+    """The job on a GPU of that size, where the command line names one."""
+    if gpu_memory is None:
+        return parsed
+    resources = parsed.spec.resources.model_copy(update={"gpus": 1, "gpu_memory": gpu_memory})
+    return parsed.model_copy(update={"spec": parsed.spec.model_copy(update={"resources": resources})})
+
+
+def _refuse(message: str) -> int:
+    err.print(f"[red]{escape(message)}[/red]")
+    return int(ExitCode.BAD_SPEC)

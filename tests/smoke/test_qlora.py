@@ -1,0 +1,253 @@
+"""QLoRA: what is quantized, how exactly, and that neither an evaluation nor a merge spoils it.
+
+Theory: bitsandbytes changes weights behind the model's back where nothing asks it not to, and transformers quantizes
+layers that have to learn. Both are silent: losses look plausible. Each is compared here with a plain computation.
+"""
+
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, BertConfig, BertModel, MixtralConfig, MixtralForCausalLM
+
+import tiny
+from finetune_api.methods import Lora
+from finetune_api.methods import QLora as Options
+from finetune_api.reasons import Reason
+from finetune_trainer import modelling
+from finetune_trainer.failures import Failure
+from finetune_trainer.finetuner import FineTuner
+from finetune_trainer.methods import METHODS
+from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.publish import publish
+from finetune_trainer.report import Progress
+from training import Pair, Prepared, prepared
+
+WRITER = Head("AutoModelForCausalLM", "CAUSAL_LM", generates=True)
+CLASSIFIER = Head("AutoModelForSequenceClassification", "SEQ_CLS", generates=False, labels=("a", "b"))
+BLOCK = 64
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+"""The code of appendix E of the paper."""
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """The stage installs handlers of its own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def loaded(folder: Path, head: Head = WRITER, **options: Any) -> LoadedModel:
+    return METHODS["qlora"].load(folder, head, 0, Options(**options), torch.float32)
+
+
+def quantized(model: nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+
+
+# --- what is quantized ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "head", "whole"),
+    [
+        (tiny.llama, WRITER, {"lm_head"}),
+        (tiny.gpt2, WRITER, {"lm_head"}),
+        (tiny.gpt2, CLASSIFIER, {"score"}),
+        (tiny.bert, CLASSIFIER, {"classifier"}),
+    ],
+    ids=["llama", "gpt2", "gpt2 classifier", "bert classifier"],
+)
+def test_all_linear_layers_but_the_output_layer_are_in_4_bits(
+    tmp_path: Path, model: Any, head: Head, whole: set[str]
+) -> None:
+    """Embeddings, norms, the output layer and a new head keep fp32; GPT-2's transposed layers are quantized too."""
+    base = loaded(model(tmp_path / "model"), head).model
+    assert {name for name, module in base.named_modules() if type(module) is nn.Linear} == whole
+    assert quantized(base)
+    assert {parameter.dtype for parameter in base.parameters()} == {torch.uint8, torch.float32}
+
+
+@pytest.mark.parametrize("model", [tiny.llama, tiny.gpt2])
+def test_weights_are_the_nearest_values_of_the_papers_code(tmp_path: Path, model: Any) -> None:
+    """Each of 64 neighbours is the largest of them times the nearest of sixteen numbers."""
+    folder = model(tmp_path / "model")
+    base, plain = loaded(folder, doubleQuantization=False).model, AutoModelForCausalLM.from_pretrained(folder)
+    for name in quantized(base):
+        layer, weight = base.get_submodule(name), plain.get_submodule(name).weight.detach()
+        weight = weight if isinstance(plain.get_submodule(name), nn.Linear) else weight.T
+        blocks = weight.reshape(-1, BLOCK)
+        scales, code = blocks.abs().amax(1, keepdim=True), torch.tensor(NF4)
+        expected = code[((blocks / scales).unsqueeze(-1) - code).abs().argmin(-1)] * scales
+        found = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        torch.testing.assert_close(found, expected.reshape(weight.shape), rtol=1e-6, atol=1e-7)
+
+
+def test_scales_are_quantized_too_on_request(tmp_path: Path) -> None:
+    """One byte instead of four for each block of 64: 32/64 bits a parameter become 8/64 and a little."""
+    folder = tiny.llama(tmp_path / "model")
+    layers = [
+        loaded(folder, doubleQuantization=double).model.model.layers[0].mlp.up_proj.weight.quant_state
+        for double in (False, True)
+    ]
+    assert [layer.absmax.dtype for layer in layers] == [torch.float32, torch.uint8]
+
+
+def test_modules_that_the_files_do_not_have_stay_whole_and_learn(tmp_path: Path) -> None:
+    """A BERT from masked language modelling has no pooler: the new one is random, and neither frozen nor rounded."""
+    config = BertConfig(vocab_size=64, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
+    BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    base = loaded(tmp_path, CLASSIFIER)
+    assert base.fresh == ("bert.pooler.dense", "classifier")
+    assert not quantized(base.model) & set(base.fresh)
+    model = METHODS["qlora"].apply(base, Options(), CLASSIFIER, steps=1)
+    assert any("pooler" in name and tensor.requires_grad for name, tensor in model.named_parameters())
+
+
+def test_a_mixture_of_experts_is_refused() -> None:
+    """All experts of a layer are one tensor, which transformers leaves in full precision without a word."""
+    config = MixtralConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4)
+    with torch.device("meta"):
+        model = MixtralForCausalLM(config)
+    with pytest.raises(Failure, match="choose lora") as refused:
+        METHODS["qlora"].apply(LoadedModel(model, ()), Options(), WRITER, steps=1)
+    assert refused.value.reason is Reason.UNSUPPORTED
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    folder = tmp_path_factory.mktemp(request.param)
+    return prepared(folder, Pair("llama", "sft", "qlora"), training={"precision": request.param})
+
+
+def gradient(tuner: FineTuner, run: Prepared) -> torch.Tensor:
+    """Of the loss on four rows, dropout included, over all parameters that move."""
+    rows = run.stage().rows("train")
+    torch.manual_seed(7)
+    tuner.model.zero_grad()
+    batch = tuner.collate([rows[index] for index in range(4)])
+    tuner.compute_loss(tuner.model, batch, num_items_in_batch=batch["items"]).backward()
+    return torch.cat([tensor.grad.flatten() for tensor in tuner.model.parameters() if tensor.requires_grad])
+
+
+def test_train_evaluate_train_leaves_gradients_as_without_the_evaluation(run: Prepared) -> None:
+    """Bit for bit. Left to itself, bitsandbytes repacks the weights at the evaluation on CPUs with AVX512-BF16."""
+    tuner = run.tuner()
+    tuner.model.train()
+    before = {name: tensor.clone() for name, tensor in tuner.model.named_parameters()}
+    expected = gradient(tuner, run)
+    tuner.assess(run.stage().rows("validation"), lambda: None)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tuner.model.named_parameters())
+    layers = [tuner.model.get_submodule(name) for name in quantized(tuner.model)]
+    assert not any(hasattr(layer.weight.quant_state, "packing_format_for_cpu") for layer in layers)
+    assert torch.equal(gradient(tuner, run), expected)
+    assert float(expected.abs().max()) > 0
+
+
+def test_gradients_are_those_of_plain_layers_that_hold_the_same_numbers(tmp_path: Path) -> None:
+    """After an evaluation too: LoRA over a base in fp32, with the rounded weights written into it, learns the same."""
+    run = prepared(tmp_path, Pair("llama", "sft", "qlora"))
+    tuner = run.tuner()
+    tuner.assess(run.stage().rows("validation"), lambda: None)
+    found, adapter = gradient(tuner, run), tuner.model.state_dict()
+    folder = Path(run.stage().page.model_path)
+    rounded, plain = loaded(folder, **run.run.spec.method.options.to_wire()).model, modelling.load(folder, WRITER, 0)
+    for name in quantized(rounded):
+        weight = rounded.get_submodule(name).weight
+        plain.model.get_submodule(name).weight.data = dequantize_4bit(weight.data, weight.quant_state)
+    tuner.model = METHODS["lora"].apply(plain, Lora(rank=8, dropout=0.1), WRITER, steps=1).train()
+    tuner.model.load_state_dict({name: tensor for name, tensor in adapter.items() if "lora_" in name}, strict=False)
+    torch.testing.assert_close(found, gradient(tuner, run), rtol=1e-4, atol=1e-7)
+
+
+def test_an_evaluation_says_what_a_training_step_says(run: Prepared) -> None:
+    """The loss in eval mode is that of the same weights in train mode: there is no second arithmetic for inference."""
+    tuner, rows = run.tuner(), run.stage().rows("validation")
+    for module in tuner.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    batch = tuner.collate([rows[index] for index in range(4)])
+    with tuner.autocast():
+        learning = tuner.judge(batch).loss
+        with torch.no_grad():
+            tuner.model.eval()
+            assert torch.equal(tuner.judge(batch).loss, learning.detach())
+
+
+def test_weights_stay_in_4_bits_when_frozen_ones_are_narrowed(run: Prepared) -> None:
+    """In bf16 the output layer becomes bf16 and products are computed in it; codes are never cast."""
+    tuner = run.tuner()
+    layers = [module for module in tuner.model.modules() if isinstance(module, Linear4bit)]
+    assert {layer.weight.dtype for layer in layers} == {torch.uint8}
+    assert {layer.compute_dtype for layer in layers} == {tuner.dtype}
+    assert tuner.model.get_output_embeddings().weight.dtype is tuner.dtype
+
+
+def test_gradient_checkpointing_changes_no_gradient(run: Prepared) -> None:
+    """Activations computed twice from frozen 4-bit weights are the same activations."""
+    tuner = run.tuner()
+    expected = gradient(tuner, run)
+    tuner.model.activation_checkpointing_enable()
+    assert torch.equal(gradient(tuner, run), expected)
+
+
+# --- publishing -------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_merged_onto_full_precision(tmp_path: Path) -> None:
+    """merged/ says what the adapter says over the plain base, is not quantized, and the card tells what it is."""
+    run = prepared(tmp_path, Pair("llama", "sft", "qlora"), output={"uri": f"file://{tmp_path}/output", "merge": True})
+    run.train()
+    publish(run.run, run.workspace, Progress("publish"))
+    folder = tmp_path / "output"
+    base = AutoModelForCausalLM.from_pretrained(run.stage().page.model_path)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        before = base(input_ids=ids).logits
+        adapter = PeftModel.from_pretrained(base, folder).eval()(input_ids=ids).logits
+        plain = AutoModelForCausalLM.from_pretrained(folder / "merged").eval()
+        merged = plain(input_ids=ids).logits
+    torch.testing.assert_close(merged, adapter, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(merged, before, atol=1e-3)
+    assert not hasattr(plain.config, "quantization_config")
+    card = (folder / "README.md").read_text()
+    assert "held in 4 bits (`nf4`)" in card
+    assert "`merged/` is the sum of the adapter and the base model in full precision" in card
+
+
+def test_a_lora_adapter_comes_out(tmp_path: Path) -> None:
+    """A few kilobytes that any version of PEFT opens, over GPT-2's transposed layers too; no 4-bit weight is in it."""
+    run = prepared(tmp_path, Pair("gpt2", "sft", "qlora"))
+    tuner = run.tuner()
+    METHODS["qlora"].save(tuner.model, tmp_path, "base", "revision")
+    config = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(run.stage().page.model_path), tmp_path)
+    assert config.peft_config["default"].fan_in_fan_out
+    size = (tmp_path / "adapter_model.safetensors").stat().st_size
+    assert size < 8 * tuner.model.num_parameters(only_trainable=True)
+    assert math.isclose(size, 4 * tuner.model.num_parameters(only_trainable=True), rel_tol=0.2)
+
+
+def test_nothing_is_said_when_the_methods_are_imported() -> None:
+    """bitsandbytes' advice to install another package reaches no user's log."""
+    code = "import logging, sys; logging.basicConfig(level=logging.INFO); import finetune_trainer.methods"
+    spoken = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "kernels" not in spoken.stderr + spoken.stdout

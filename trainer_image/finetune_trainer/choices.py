@@ -1,0 +1,67 @@
+"""What each method would take for one job: the process behind `finetune plan`.
+
+It reads one question from standard input (`model`: a folder with a config.json, `spec`, `methods`) and answers a line
+of JSON for each method as soon as it is known. Data is not read: every row is taken to be as long as training.maxLength
+and the model allow. Options are the method's defaults, but those of the job's own method are the job's.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from finetune_api.methods import Method
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.base_model import longest_input
+from finetune_trainer.failures import Failure
+from finetune_trainer.prepare import largest_divisor
+
+TWO_CLASSES = ["0", "1"]
+"""Where the job leaves the classes to the data: the head of a classifier is small."""
+
+
+def main() -> int:
+    """Answer one question."""
+    answer, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    question = json.loads(sys.stdin.buffer.read())
+    folder, spec = Path(question["model"]), FineTuneJobSpec.model_validate(question["spec"]).resolved()
+    for kind in question["methods"]:
+        method = spec.method if kind == spec.method.kind else Method.model_validate({kind: {}})
+        print(json.dumps(row(folder, spec.model_copy(update={"method": method}))), file=answer, flush=True)
+    return 0
+
+
+def row(folder: Path, spec: FineTuneJobSpec) -> dict[str, Any]:
+    """One method: parameters, memory and the micro-batch that fits, or why the model cannot be trained so."""
+    from finetune_trainer.fitting import largest, limit
+    from finetune_trainer.memory import PlannedModel
+    from finetune_trainer.modelling import quiet
+
+    quiet()
+    told: dict[str, Any] = {"method": spec.method.kind}
+    labels = TWO_CLASSES if spec.objective.classification else []
+    if spec.objective.classification and spec.objective.classification.labels:
+        labels = spec.objective.classification.labels
+    try:
+        model = PlannedModel(folder, spec, labels)
+        fit = largest(model, load(folder, spec), spec.resources)
+    except Failure as failure:
+        return told | {"refused": failure.message}
+    told |= {"totalParameters": model.total, "trainableParameters": model.trainable, "microBatchSize": fit.rows}
+    return told | {"memory": fit.memory.to_wire(), "totalBytes": fit.memory.total, "limitBytes": limit(spec.resources)}
+
+
+def load(folder: Path, spec: FineTuneJobSpec) -> Any:
+    """The heaviest data that the job allows."""
+    from finetune_trainer.fitting import Load
+
+    config = json.loads((folder / "config.json").read_bytes())
+    length = min(spec.training.max_length, longest_input(config) or spec.training.max_length)
+    packed = bool(spec.objective.sft) and spec.dataset.packing != "never" and spec.resources.gpus > 0
+    packed = packed and spec.method.options.takes_packed_rows
+    batch, micro = spec.training.batch_size, spec.training.micro_batch_size
+    return Load(length, packed, batch, micro or largest_divisor(batch, at_most=8), micro is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Which micro-batch a run gets, and what is said to a job that cannot fit the memory that it asks for.
+
+It decides from estimates alone. How they are made is memory.py's business.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from finetune_api.methods import Method
+from finetune_api.quantities import bytes_of, gibibytes
+from finetune_api.reasons import Reason
+from finetune_api.spec import FineTuneJobSpec, Resources
+from finetune_api.status import Memory
+from finetune_trainer.failures import Failure
+from finetune_trainer.memory import PlannedModel, Shape
+
+MARGIN = 1.2
+"""A job is refused whose smallest estimate is above the limit by more than this: estimates may be that wrong."""
+
+
+class Load(NamedTuple):
+    """What the data asks of a run."""
+
+    length: int
+    """Tokens of the longest row."""
+    packed: bool
+    batch: int
+    """Rows of an optimizer step."""
+    usual: int
+    """Rows of a micro-batch where nothing speaks for more or for less."""
+    is_fixed: bool
+    """Whether the job says so."""
+
+    def choices(self, resources: Resources) -> list[int]:
+        """Rows that a micro-batch may have, ascending. More than usual help only a GPU, and only if it has room."""
+        if self.is_fixed:
+            return [self.usual]
+        most = self.batch if resources.gpus and resources.gpu_memory else min(self.batch, self.usual)
+        return [rows for rows in range(1, most + 1) if self.batch % rows == 0]
+
+    def shape(self, rows: int) -> Shape:
+        return Shape(rows, self.length, self.packed, accumulates=rows < self.batch)
+
+
+class Fit(NamedTuple):
+    """A micro-batch and what it takes."""
+
+    rows: int
+    memory: Memory
+
+
+def limit(resources: Resources) -> int | None:
+    """Bytes that the train stage has: of the GPU, None where nobody said; without a GPU, of the pod."""
+    if resources.gpus:
+        return None if resources.gpu_memory is None else bytes_of(resources.gpu_memory)
+    return bytes_of(resources.memory)
+
+
+def largest(model: PlannedModel, load: Load, resources: Resources) -> Fit:
+    """The largest choice that fits, else the smallest; where the limit is not known the largest. More rows never need
+    less."""
+    choices, available = load.choices(resources), limit(resources)
+    if available is None:
+        return Fit(choices[-1], model.memory(load.shape(choices[-1])))
+    if model.least > available:
+        return Fit(choices[0], model.memory(load.shape(choices[0])))
+    best = None
+    low, high = 0, len(choices)
+    while low < high:
+        middle = (low + high) // 2
+        fit = Fit(choices[middle], model.memory(load.shape(choices[middle])))
+        if fit.memory.total <= available:
+            best, low = fit, middle + 1
+        else:
+            smallest, high = fit, middle
+    return best or smallest
+
+
+def fitted(model: PlannedModel, folder: Path, spec: FineTuneJobSpec, labels: list[str], load: Load) -> Fit:
+    """The micro-batch of the run; raises Failure for one that needs clearly more than there is, and says what fits.
+
+    Estimates are not exact, so a run is refused only if its smallest micro-batch exceeds the limit by MARGIN.
+    """
+    available = limit(spec.resources)
+    fit = largest(model, load, spec.resources)
+    if available is None or fit.memory.total <= MARGIN * available:
+        return fit
+    field, has = ("gpuMemory", spec.resources.gpu_memory) if spec.resources.gpus else ("memory", spec.resources.memory)
+    offer = _offer(folder, spec, labels, load, available)
+    told = f"{_needs(spec.method.kind, fit)}, and there is {has}"
+    otherwise = offer or "nothing that was tried fits: take a smaller model, or more memory"
+    raise Failure(Reason.BAD_SPEC, f"spec.resources.{field}: {told}; {otherwise}")
+
+
+def _needs(what: str, fit: Fit) -> str:
+    return f"{what} needs about {gibibytes(fit.memory.total)} at microBatchSize {fit.rows}"
+
+
+def _offer(folder: Path, spec: FineTuneJobSpec, labels: list[str], load: Load, available: int) -> str | None:
+    """The first alternative that fits: less at once, activations computed twice, then fewer weights that move."""
+    for words, changes in _alternatives(spec):
+        changed = spec.model_copy(update=changes)
+        try:
+            model = PlannedModel(folder, changed, labels)
+        except Failure:  # not for this model
+            continue
+        if model.least <= available:
+            fit = largest(model, load._replace(is_fixed=False), spec.resources)
+            if fit.memory.total <= available:
+                return _needs(words, fit)
+    return None
+
+
+def _alternatives(spec: FineTuneJobSpec) -> Iterator[tuple[str, dict[str, Any]]]:
+    thrifty = {"training": spec.training.model_copy(update={"gradient_checkpointing": True})}
+    methods = [(kind, {"method": Method.model_validate({kind: {}})}) for kind in ("lora", "qlora")]
+    kind = spec.method.kind
+    yield kind, {}
+    if not spec.training.gradient_checkpointing:
+        yield f"{kind} with training.gradientCheckpointing", thrifty
+    yield from ((other, change) for other, change in methods if other != kind)
+    yield from (
+        (f"{other} with training.gradientCheckpointing", change | thrifty) for other, change in methods if other != kind
+    )

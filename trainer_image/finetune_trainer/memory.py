@@ -1,0 +1,151 @@
+"""How much memory a training run needs, before a weight is loaded and a GPU is held.
+
+Weights, gradients and AdamW's moments are counted. What a pass needs beside them is rehearsed: the model, with its
+method applied, computes the objective's own loss and its gradient on tensors without data, so that whatever autograd
+keeps for a method, an architecture or gradient checkpointing is counted, and nothing is listed here for each of them.
+
+It knows no method and no objective by name, and does not decide what fits.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Memory
+from finetune_trainer import device, modelling
+from finetune_trainer.methods import METHODS
+from finetune_trainer.objectives import OBJECTIVES
+from finetune_trainer.rehearsal import Stage, imitate_quantized
+
+CPU_RUNTIME = 860 << 20
+"""Resident memory of the stage with its libraries and no model (measured by benchmarks/memory_plan.py)."""
+CPU_HEAP = 1.4
+"""What the C library's heap takes over what lives in it at the peak of a pass; calibrated by the same benchmark."""
+GPU_RUNTIME = 1 << 30
+"""CUDA's context, cuBLAS' workspace and what the caching allocator cannot use (not measured here)."""
+MOMENTS = 2
+"""Tensors that AdamW keeps for each parameter that moves."""
+EVALUATED = 2
+"""Rows of an evaluation batch for each row of a micro-batch."""
+SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Fields of a config that say that logits are more than what a linear output layer gives."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What goes through the model at once."""
+
+    rows: int
+    length: int
+    """Tokens of the longest row."""
+    packed: bool = False
+    """Whether several records share a row."""
+    accumulates: bool = False
+    """Whether the gradients of earlier micro-batches are there already."""
+
+
+class PlannedModel:
+    """The model of a run, to be counted and rehearsed. Raises Failure for a spec that cannot be trained."""
+
+    def __init__(self, folder: Path, spec: FineTuneJobSpec, labels: list[str]) -> None:
+        self._on_gpu = spec.resources.gpus > 0
+        dtype = compute_dtype(spec)
+        base = modelling.blank_base(folder, spec, labels)
+        method = METHODS[spec.method.kind]
+        quantized = method.quantized_bytes(base, spec.method.options)
+        pretrained = {id(parameter): parameter for parameter in base.model.parameters()}
+        loaded = dict(pretrained)
+        for layer in quantized:
+            del loaded[id(layer.weight)]
+        model: Any = modelling.applied(base, spec, labels)
+        self.total = _count(({id(tensor): tensor for tensor in model.parameters()} | pretrained).values())
+        self.trainable = _count(parameter for parameter in model.parameters() if parameter.requires_grad)
+        if dtype is not torch.float32:
+            modelling.narrow_frozen(model, dtype)
+        self._fixed = _fixed(model, {id(layer.weight): size for layer, size in quantized.items()})
+        used = {id(parameter) for parameter in model.parameters() if parameter.dtype is torch.float32}
+        self._replaced = 4 * _count(parameter for key, parameter in loaded.items() if key not in used)
+        for layer in quantized:
+            imitate_quantized(layer)
+        if spec.training.gradient_checkpointing:
+            model.activation_checkpointing_enable()
+        self._stage = Stage(model, dtype, self._on_gpu)
+        self._objective = _objective(spec, model, dtype)
+
+    @property
+    def least(self) -> int:
+        """Bytes that no batch is small enough to go below."""
+        return self._fixed.total + (GPU_RUNTIME if self._on_gpu else CPU_RUNTIME)
+
+    def memory(self, shape: Shape) -> Memory:
+        """The peak of the train stage, in bytes, where no micro-batch is larger than `shape`."""
+        fixed, gradients = self._fixed, self._fixed.gradients_bytes
+        kept, step = self._stage.train(self._batch(shape, shape.rows), self._loss, shape.accumulates)
+        evaluation = self._stage.evaluate(self._batch(shape, EVALUATED * shape.rows), self._loss)
+        # In a single micro-batch gradients appear while activations go; at the optimizer's step only they are there.
+        passing = max(gradients + step if shape.accumulates else step, gradients, evaluation)
+        rest = passing - gradients
+        if not self._on_gpu:
+            # Weights are loaded by threads, and what those free (for weights in bf16 or 4 bits) nobody else can use.
+            rest += int((CPU_HEAP - 1) * passing) + self._replaced
+        activations = min(kept, rest)
+        runtime = GPU_RUNTIME if self._on_gpu else CPU_RUNTIME
+        return fixed.model_copy(
+            update={"activations_bytes": activations, "temporary_bytes": rest - activations, "runtime_bytes": runtime}
+        )
+
+    def _batch(self, shape: Shape, rows: int) -> Any:
+        lengths = [shape.length // 2, shape.length - shape.length // 2] if shape.packed else [shape.length]
+        row = [
+            {"input_ids": np.zeros(length, np.int32), "loss_mask": np.ones(length, np.bool_), "label": 0}
+            for length in lengths
+        ]
+        return self._objective.collate([row] * rows)
+
+    def _loss(self, batch: Any) -> torch.Tensor:
+        loss = self._objective.judge(batch).loss
+        penalty = self._objective.method.penalty(self._objective.model)
+        return loss if penalty is None else loss + penalty
+
+
+def compute_dtype(spec: FineTuneJobSpec) -> torch.dtype:
+    """That of the run's products: `auto` means bf16 on a GPU, and on the CPU what this machine would take."""
+    on = torch.device("cuda" if spec.resources.gpus else "cpu")
+    if on.type == "cuda":
+        return torch.float32 if spec.training.precision == "fp32" else torch.bfloat16
+    return device.compute_dtype(spec.training.precision, on)
+
+
+def _fixed(model: nn.Module, quantized: dict[int, int]) -> Memory:
+    """The parts that do not depend on the data; `quantized` says by id what weights take that are held otherwise."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    moving = sum(tensor.nbytes for tensor in tensors.values() if tensor.requires_grad)
+    still = sum(quantized.get(key, tensor.nbytes) for key, tensor in tensors.items() if not tensor.requires_grad)
+    return Memory(
+        frozen_weights_bytes=still,
+        trainable_weights_bytes=moving,
+        gradients_bytes=moving,
+        optimizer_bytes=MOMENTS * moving,
+    )
+
+
+def _objective(spec: FineTuneJobSpec, model: Any, dtype: torch.dtype) -> Any:
+    """The objective as far as it collates and judges: a Trainer would ask for data, and for a device."""
+    kind = OBJECTIVES[spec.objective.kind]
+    objective: Any = kind.__new__(kind)
+    objective.model, objective.dtype, objective.method = model, dtype, METHODS[spec.method.kind]
+    objective.pad_token_id = 0
+    config = model.config.get_text_config()
+    objective.plain_head = not any(getattr(config, name, None) for name in SCALED_LOGITS)
+    objective.sees_padding = modelling.is_encoder(model.config)
+    return objective
+
+
+def _count(parameters: Iterable[torch.Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)

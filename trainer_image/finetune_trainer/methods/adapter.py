@@ -1,0 +1,76 @@
+"""Bottleneck adapters: h + up(activation(down(h))) behind the sublayers of every block, before the residual is added.
+
+Behind attention and feed-forward (Houlsby et al. 2019, arXiv:1902.00751) or behind the feed-forward alone (Pfeiffer et
+al. 2020, arXiv:2005.00247). One adapter has 2·m·d + m + d parameters for width d and bottleneck m. The up-projection
+starts at zero, so that an untrained adapter changes nothing; layer norms stay frozen.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from finetune_api.methods import Adapter as Options
+from finetune_api.reasons import Reason
+from finetune_trainer.failures import Failure
+from finetune_trainer.methods.blocks import blocks, names
+from finetune_trainer.methods.own import OwnMethod, replace
+from finetune_trainer.modelling import LoadedModel
+
+FIELD = "spec.method.adapter"
+ACTIVATIONS = {"relu": functional.relu, "gelu": functional.gelu, "silu": functional.silu}
+
+
+class Adapter(OwnMethod):
+    kind = "adapter"
+    options = Options
+
+    def install(self, base: LoadedModel, options: Options) -> None:
+        known, width = names(base, FIELD), base.model.config.hidden_size
+        size = width // options.reduction_factor
+        if size == 0:
+            raise Failure(
+                Reason.BAD_SPEC, f"{FIELD}.reductionFactor: nothing is left of width {width}; at most {width} works"
+            )
+        ends = {"pfeiffer": (known.feedforward_end,), "houlsby": (known.attention_end, known.feedforward_end)}
+        for block in list(blocks(base, known)):
+            for end in ends[options.placement]:
+                added = Bottleneck(width, size, options.activation, options.dropout, base.model.device)
+                put_behind(base.model, f"{block}.{end}", added)
+
+
+class Bottleneck(nn.Module):
+    """h + up(activation(down(h))) for states h [..., width]; computed in the precision of its own parameters."""
+
+    def __init__(self, width: int, size: int, activation: str, dropout: float, device: torch.device) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(width, size, device=device), nn.Linear(size, width, device=device)
+        self.activation, self.dropout = ACTIVATIONS[activation], nn.Dropout(dropout)
+        for tensor in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(tensor)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return states + self.change(states).to(states.dtype)
+
+    def change(self, states: torch.Tensor) -> torch.Tensor:
+        """What is added to the states."""
+        inner = self.activation(self.down(states.to(self.down.weight.dtype)))
+        return self.dropout(self.up(inner))
+
+
+class Behind(nn.Module):
+    """A layer, and `added`, which reads what the layer returns."""
+
+    def __init__(self, layer: nn.Module, added: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.added = layer, added
+
+    def forward(self, *inputs: Any) -> torch.Tensor:
+        states: torch.Tensor = self.added(self.layer(*inputs))
+        return states
+
+
+def put_behind(model: nn.Module, name: str, added: nn.Module) -> None:
+    """Have `added` read what the module `name` returns, in its place."""
+    replace(model, name, Behind(model.get_submodule(name), added))
