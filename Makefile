@@ -1,6 +1,6 @@
 # Everything a contributor runs, one target each. `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup requirements generate check test e2e demo cluster-up cluster-down bench
+.PHONY: help setup requirements generate check test matrix e2e demo cluster-up cluster-down bench
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -34,7 +34,10 @@ check: setup ## form: lint, types, layers, generated files, chart
 	$$(python tests/cluster binaries helm) lint --strict --quiet charts/finetune-operator
 
 test: setup ## every test but the cluster ones, on a real API server
-	pytest -m "not e2e and not real" --numprocesses 3 --dist loadfile
+	pytest -m "not e2e and not real and not matrix" --numprocesses 3 --dist loadfile
+
+matrix: setup ## every method with every objective on every model family, beyond the pairs that `make test` runs
+	pytest -m matrix --numprocesses 2 --dist loadscope tests/smoke/test_train_pairs.py
 
 e2e: setup ## every example on a real cluster (CLUSTER=current: the current kubectl context)
 	pytest -m e2e -v tests/e2e

@@ -4,6 +4,7 @@ Tiny models, many steps. The reference run starts first and is disturbed by nobo
 are compared with its own, bit for bit.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -95,6 +96,18 @@ def test_bad_data(jobs: Jobs, tiny_model: str) -> None:
     assert "train" not in jobs.stage_jobs(name)
 
 
+def test_too_large_a_plan(jobs: Jobs, tiny_model: str) -> None:
+    """A job that cannot fit its memory is refused by prepare, with numbers; train never exists."""
+    training = {"maxSteps": 5, "batchSize": 4096, "microBatchSize": 4096, "maxLength": 256}
+    greedy = {"training": training, "resources": RESOURCES | {"memory": "1200Mi"}}
+    name = jobs.apply(tiny_job("greedy", tiny_model, data="long.jsonl", **greedy))
+    failed = condition(jobs.until_failed(name), "Failed")
+    assert failed["reason"] == "BadSpec"
+    assert "spec.resources.memory: lora needs about" in failed["message"]
+    assert "at microBatchSize 4096" in failed["message"]
+    assert "train" not in jobs.stage_jobs(name)
+
+
 def test_eviction(jobs: Jobs, tiny_model: str, weights: Digest, expected_weights: Callable[[], str]) -> None:
     """An evicted training pod is replaced; the run goes on from its checkpoint and ends in the same weights."""
     name = jobs.apply(tiny_job("evicted", tiny_model))
@@ -160,10 +173,14 @@ def with_replicas(operator: Kubectl, count: int) -> None:
 
 def test_out_of_memory(jobs: Jobs, tiny_model: str) -> None:
     """A training pod killed for its memory fails the job as OutOfMemory, with advice."""
-    training = {"maxSteps": 5, "batchSize": 4096, "microBatchSize": 4096, "maxLength": 256}
-    resources = RESOURCES | {"memory": "1Gi"}
-    greedy = {"training": training, "resources": resources, "retry": {"limit": 0}}
-    name = jobs.apply(tiny_job("greedy", tiny_model, data="long.jsonl", **greedy))
+    limits = {"resources": RESOURCES | {"memory": "1200Mi"}, "retry": {"limit": 0}}
+    name = jobs.apply(tiny_job("crowded", tiny_model, **limits))
+    jobs.until_step(name, MIDDLE)
+    (pod,) = jobs.pods(name, "train")
+    # Something else in the container takes what is left; the kernel ends the largest process, which is the trainer.
+    hog = "import time; taken = bytearray(450 << 20); time.sleep(60)"
+    with contextlib.suppress(AssertionError):  # it dies with the container
+        jobs.kubectl("exec", pod["metadata"]["name"], "--", "python", "-c", hog, seconds=90)
     job = jobs.until_failed(name)
     failed = condition(job, "Failed")
     assert failed["reason"] == "OutOfMemory"
