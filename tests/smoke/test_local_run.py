@@ -51,6 +51,7 @@ def write_job(folder: Path, model: Path, steps: int = STEPS) -> None:
         "training": {"maxSteps": steps, "batchSize": 4, "maxLength": 64, "precision": "fp32"},
         "evaluation": {"prompts": ["hello"], "maxNewTokens": 2, "everySteps": STEPS},
         "output": {"uri": "pvc://out/tiny"},
+        "resources": {"gpus": 0},
     }
     job = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "tiny"}, "spec": spec}
     (folder / "job.yaml").write_text(yaml.safe_dump(job))
