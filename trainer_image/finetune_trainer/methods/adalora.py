@@ -5,6 +5,7 @@ PEFT's layers and its allocator do the work. What it leaves to the training loop
 and Q orthogonal, the call after each step, a schedule in shares of the real number of steps, and a memory for resuming.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ class AdaLora(PeftMethod):
             if ".ranknum." in name:  # a counter that PEFT keeps as a parameter
                 parameter.requires_grad_(False)
         return model
+
+    def save(self, model: Any, folder: Path, base_name: str, base_revision: str) -> None:
+        with warnings.catch_warnings():
+            # A layer that lost all its ranks is what the method is for, and no sharding that went wrong.
+            warnings.filterwarnings("ignore", message=".*LoRA tensor.*invalid shape")
+            super().save(model, folder, base_name, base_revision)
 
     def penalty(self, model: nn.Module) -> torch.Tensor:
         """Weight times the mean over all P and Q of |PᵀP - 1| (Frobenius)."""
