@@ -126,6 +126,21 @@ class PTuning(_Embeddings):
         )
 
 
+    def apply(
+        self, base: LoadedModel, options: PTuningOptions, head: Head, steps: int, tokenizer: Path | None = None
+    ) -> nn.Module:
+        """Starts as words of the vocabulary, to which the network adds (as in Razdaibiedina et al. 2023,
+        arXiv:2305.03937): what a random network says alone is so far from any word that the model is lost at first."""
+        model: Any = super().apply(base, options, head, steps)
+        if not _is_counted(model):
+            (encoder,) = model.prompt_encoder.values()
+            words = model.word_embeddings(_random_words(base, options.tokens))
+            encoder.register_buffer("start", words.detach().clone(), persistent=False)
+            nn.init.zeros_(encoder.mlp_head[-1].weight)
+            nn.init.zeros_(encoder.mlp_head[-1].bias)
+        return model
+
+
 class _Prefix(VirtualTokens):
     """Virtual tokens as keys and values that every layer finds in its cache."""
 
@@ -174,6 +189,41 @@ class PTuningV2(_Prefix):
     def config(self, base: LoadedModel, options: PTuningV2Options, head: Head, steps: int) -> peft.PrefixTuningConfig:
         return peft.PrefixTuningConfig(prefix_projection=False, **self.shape(base, options, head))
 
+    def apply(
+        self, base: LoadedModel, options: PTuningV2Options, head: Head, steps: int, tokenizer: Path | None = None
+    ) -> nn.Module:
+        """Starts as the keys and values that the model has for words of its vocabulary (Li and Liang 2021, section 7.5:
+        real activations far outdo random numbers); where it has no cache, as small numbers."""
+        model: Any = super().apply(base, options, head, steps)
+        if not _is_counted(model):
+            (encoder,) = model.prompt_encoder.values()
+            nn.init.normal_(encoder.embedding.weight, std=SMALL)
+            found = _activations(base, options.tokens)
+            if found is not None and found.shape == encoder.embedding.weight.shape:
+                encoder.embedding.weight.data.copy_(found)
+        return model
+
+
+SMALL = 0.02
+"""Standard deviation of a prefix that starts as random numbers."""
+
+
+def _random_words(base: LoadedModel, count: int) -> torch.Tensor:
+    """Token ids, int64 [count], from torch's global generator."""
+    embeddings = base.model.get_input_embeddings().weight
+    return torch.randint(len(embeddings), (count,)).to(embeddings.device)
+
+
+@torch.no_grad()
+def _activations(base: LoadedModel, count: int) -> torch.Tensor | None:
+    """Keys and values of `count` random words in every layer, [count, layers · 2 · width], as PEFT lays them out."""
+    words = _random_words(base, count).unsqueeze(0)
+    cache = getattr(base.model(input_ids=words, use_cache=True), "past_key_values", None)
+    if not getattr(cache, "layers", None):
+        return None
+    parts = [part for layer in cache.layers for part in (layer.keys, layer.values)]
+    return torch.cat([part[0].transpose(0, 1).flatten(1) for part in parts], 1)
+
 
 def _is_counted(model: Any) -> bool:
     """Whether the model is there to be counted only, in `prepare`."""
@@ -192,6 +242,8 @@ def _compute_once(encoder: nn.Module) -> None:
         """`tokens` int64 [rows, n], every row the same; returns [rows, n, width]."""
         with torch.autocast(tokens.device.type, enabled=False):
             computed: torch.Tensor = forward(tokens[:1])
+            if hasattr(encoder, "start"):
+                computed = computed + encoder.start
         return computed.expand(len(tokens), -1, -1)
 
     encoder.forward = once  # type: ignore[method-assign]
