@@ -125,7 +125,6 @@ class PTuning(_Embeddings):
             **self.shape(base, options, head),
         )
 
-
     def apply(
         self, base: LoadedModel, options: PTuningOptions, head: Head, steps: int, tokenizer: Path | None = None
     ) -> nn.Module:
