@@ -125,10 +125,7 @@ def test_a_pass_keeps_what_autograd_saves() -> None:
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
 def test_every_method_can_be_planned(models: Path, model: str, kind: str) -> None:
     """More rows, longer rows and gradients that wait never take less."""
-    try:
-        plan = planned(models / model, {kind: {"addBiases": True} if kind == "bitFit" else {}})
-    except Failure as refused:
-        pytest.skip(refused.message)
+    plan = planned(models / model, {kind: {"addBiases": True} if kind == "bitFit" else {}})
     small = plan.memory(SHAPE)
     assert small.activations_bytes > 0
     assert plan.memory(Shape(4, 32)).total > small.total

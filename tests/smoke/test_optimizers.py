@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,6 @@ from training import STEPS, Pair, Prepared, StopAfter, prepared
 
 SMALL = 4096
 """Elements below which 8-bit moments are held in fp32."""
-
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """The stage installs handlers of its own."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module", params=["adamw8bit", "adafactor"])

@@ -5,10 +5,8 @@ layers that have to learn. Both are silent: losses look plausible. Each is compa
 """
 
 import math
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +40,6 @@ NF4 = (
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 """The code of appendix E of the paper."""
-
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """The stage installs handlers of its own."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def loaded(folder: Path, head: Head = WRITER, **options: Any) -> LoadedModel:

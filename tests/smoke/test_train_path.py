@@ -7,8 +7,6 @@ the plain computation that it replaces.
 import dataclasses
 import logging
 import math
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +34,6 @@ from training import STEPS, Pair, Prepared, StopAfter, prepared
 
 LLAMA, GPT2 = Pair("llama", "sft", "lora"), Pair("gpt2", "sft", "full")
 CLASSIFIERS = [Pair(model, "classification", "full") for model in ("llama", "gpt2", "bert")]
-
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """The stage installs handlers of its own."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
