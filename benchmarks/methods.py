@@ -7,7 +7,8 @@
 
 SmolLM2-135M learns to write docstrings (sft): prompt/completion records, 8 a step. Nothing but the method differs; its
 options and its learning rate are its defaults. Each method is prepared and trained by the stages themselves, in
-processes of their own, one after the other; memory is the peak resident memory of the training process.
+processes of their own, one after the other; memory is the peak resident memory of the training process. Before each
+trains, the same layers, batches and optimizer run in a bare loop: the ratio shows what the stage's bookkeeping costs.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,8 @@ NEEDS: dict[str, dict[str, Any]] = {"bitFit": {"addBiases": True}}
 def main() -> int:
     options = parser().parse_args()
     if options.child:
-        return measured_stage(options.child)
+        stage, run = options.child
+        return bare_loop(run) if stage == "bare" else measured_stage(stage, run)
     with tempfile.TemporaryDirectory(prefix="methods-") as folder:
         rows = [row for name in options.methods if (row := measured(name, options, Path(folder) / name))]
     text = table(rows, options)
@@ -64,10 +67,13 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     """What one method cost and learnt; None, with a word on standard error, where it cannot run here."""
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(run_of(name, options, folder).model_dump_json(by_alias=True, exclude_none=True))
-    for stage in ("prepare", "train"):
+    for stage in ("prepare", "bare", "train"):
         done = subprocess.run(
             [sys.executable, __file__, "--child", stage, str(folder / "run.json")], stdout=subprocess.PIPE, text=True
         )
+        if stage == "bare":
+            bare = float(done.stdout.split()[-1])
+            continue
         report = json.loads((folder / f"workspace/{stage}.report.json").read_bytes())
         if done.returncode:
             print(f"{name}: {stage}: {report['message']}", file=sys.stderr, flush=True)
@@ -82,7 +88,8 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         "share": plan["trainableParameters"] / plan["totalParameters"],
         "before": result["evaluation"]["base"]["loss"],
         "after": result["evaluation"]["tuned"]["loss"],
-        "tokens_per_second": result["state"]["tokens"] / result["state"]["seconds"],
+        "tokens_per_second": (speed := result["state"]["tokens"] / result["state"]["seconds"]),
+        "of_bare": speed / bare,
         "peak_mb": int(done.stdout.split()[-1]) / 1024,
         "size": sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file()),
         "rate": Method.model_validate({name: {}}).options.default_learning_rate,
@@ -110,13 +117,47 @@ def run_of(name: str, options: argparse.Namespace, folder: Path) -> Run:
     return run.model_copy(update={"spec": run.spec.resolved()})
 
 
-def measured_stage(child: list[str]) -> int:
+def measured_stage(stage: str, run: str) -> int:
     """In a process of its own: the stage, then its peak memory in kilobytes."""
     from finetune_trainer.__main__ import main as trainer
 
-    code = trainer([child[0], "--run", child[1], "--port", "0"])
+    code = trainer([stage, "--run", run, "--port", "0"])
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return code
+
+
+def bare_loop(run_file: str) -> int:
+    """Tokens a second of the same model, batches and optimizer without a Trainer, callbacks, checks or checkpoints."""
+    import torch
+
+    from finetune_api.run import read_run
+    from finetune_trainer.callbacks import StopRequest
+    from finetune_trainer.device import use_cores
+    from finetune_trainer.report import Progress
+    from finetune_trainer.train import assemble, stage_of
+    from finetune_trainer.workspace import Workspace
+
+    run = read_run(Path(run_file))
+    use_cores()
+    tuner = assemble(stage_of(run, Workspace(Path(run.workspace)), Progress("train"), StopRequest()))
+    moving = [parameter for parameter in tuner.model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(moving, lr=1e-5, weight_decay=0, fused=True)
+    batches = iter(tuner.get_train_dataloader())
+    assert run.spec.training.max_steps is not None
+    tuner.model.train()
+    tokens, began = 0, time.perf_counter()
+    for _ in range(run.spec.training.max_steps):
+        batch = next(batches)
+        with tuner.autocast():
+            loss = tuner.judge(batch).loss / batch["items"]
+        penalty = tuner.method.penalty(tuner.model)
+        (loss if penalty is None else loss + penalty).backward()
+        torch.nn.utils.clip_grad_norm_(moving, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        tokens += batch["tokens"]
+    print(tokens / (time.perf_counter() - began))
+    return 0
 
 
 COLUMNS = (
@@ -125,6 +166,7 @@ COLUMNS = (
     "share",
     "held-out loss",
     "tokens/s",
+    "÷ bare loop",
     "peak memory, MB",
     "published",
     "rate",
@@ -148,6 +190,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['share']:.3%}",
         f"{row['before']:.3f} → **{row['after']:.3f}**",
         f"{row['tokens_per_second']:.0f}",
+        f"{row['of_bare']:.2f}",
         f"{row['peak_mb']:,.0f}",
         f"{row['size'] / 1e6:,.2f} MB",
         f"{row['rate']:g}",

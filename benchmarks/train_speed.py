@@ -4,12 +4,12 @@
     .venv/bin/python benchmarks/train_speed.py --assets assets                    # half an hour on two quiet cores
     .venv/bin/python benchmarks/train_speed.py --assets assets --steps 6 --rounds 1 --variants bare ours
 
-SmolLM2-135M with LoRA of rank 16 on all linear layers, prompt/completion records of Python functions and docstrings as
-`prepare` left them (all variants read the same token ids), 8 records a step, bf16 where the CPU computes it. Each
-variant runs in a process of its own; rounds are interleaved; ratios are of medians. The first steps warm up and are not
+SmolLM2-135M with LoRA of rank 16 on all linear layers, prompt/completion records of Python functions and docstrings
+as `prepare` left them (all variants read the same token ids), 8 records a step, one precision for all. Each variant
+runs in a process of its own; rounds are interleaved; ratios are of medians. The first steps warm up and are not
 timed. Tokens are those of the records, padding left out. A second clock counts CPU seconds: on a machine with other
-work it is the steadier one. Nothing here shares code with the train stage but what `ours` is made of, and the order of
-batches that `bare` is given.
+work it is the steadier one. Nothing here shares code with the train stage but what `ours` is made of, and the order
+of batches that `bare` is given.
 """
 
 import argparse
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=20, help="timed steps a run (default: 20)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each variant (default: 3)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of all variants (default: bf16)")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--variant", choices=list(VARIANTS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -74,6 +75,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
         "dataset": {
             "train": [{"uri": f"file://{options.assets.absolute()}/data/docstrings.jsonl"}],
             "validation": {"fraction": 0.01},
+            "test": {"fraction": 0.025},
         },
         "method": {"lora": {"rank": RANK, "alpha": ALPHA}},
         "training": {
@@ -82,6 +84,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
             "learningRate": RATE,
             "maxLength": LENGTH,
             "seed": SEED,
+            "precision": options.precision,
         },
         "evaluation": {"everySteps": options.steps + WARM},
         "resources": {"gpus": 0},
@@ -99,6 +102,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
 def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Run one variant in a process of its own."""
     command = [sys.executable, __file__, "--variant", name, "--folder", str(folder), "--steps", str(options.steps)]
+    command += ["--threads", str(options.threads), "--precision", options.precision]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(options.threads),
         "OMP_WAIT_POLICY": "PASSIVE",  # as the stage sets it; the same for all
@@ -106,9 +110,7 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    output = subprocess.run(
-        [*command, "--threads", str(options.threads)], check=True, env=environment, stdout=subprocess.PIPE
-    )
+    output = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE)
     found: dict[str, float] = json.loads(output.stdout.splitlines()[-1])
     print(f"{name}: {found}", file=sys.stderr, flush=True)
     return found
@@ -200,7 +202,7 @@ def bare(options: argparse.Namespace) -> dict[str, float]:
     model, split = lora_model(options), prepared_split(options, "train")
     base = model.get_base_model()
     for layer in base.model.modules():  # frozen products in bf16 need no cast at each step
-        if type(layer) is torch.nn.Linear and not layer.weight.requires_grad and computes_bf16():
+        if type(layer) is torch.nn.Linear and not layer.weight.requires_grad and options.precision == "bf16":
             layer.weight.data = layer.weight.data.bfloat16()
     moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(moving, lr=RATE, weight_decay=0, fused=True)
@@ -210,7 +212,7 @@ def bare(options: argparse.Namespace) -> dict[str, float]:
     model.train()
     for batch in order:
         ids, positions, targets = padded(split, batch)
-        with autocast():
+        with autocast(options):
             hidden = base.model(input_ids=ids, use_cache=False).last_hidden_state
             logits = base.lm_head(hidden.flatten(0, 1)[positions])
             loss = functional.cross_entropy(logits.float(), targets)
@@ -253,7 +255,8 @@ def with_trl(options: argparse.Namespace, **settings: Any) -> dict[str, float]:
     config = SFTConfig(
         output_dir=str(options.folder / "trl"), max_steps=options.steps + WARM, per_device_train_batch_size=MICRO,
         learning_rate=RATE, lr_scheduler_type="cosine", warmup_steps=0.03, max_length=LENGTH, completion_only_loss=True,
-        bf16=computes_bf16(), use_cpu=True, save_strategy="no", report_to=[], seed=SEED, disable_tqdm=True, **settings,
+        bf16=options.precision == "bf16", use_cpu=True, save_strategy="no", report_to=[], seed=SEED, disable_tqdm=True,
+        **settings,
     )  # fmt: skip
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
     tokenizer = AutoTokenizer.from_pretrained(options.folder / "workspace/prepared/tokenizer")
@@ -341,7 +344,7 @@ def held_out_loss(model: Any, options: argparse.Namespace) -> float:
 
     split, total, learnt = prepared_split(options, "test"), 0.0, 0
     model.eval()
-    with torch.no_grad(), autocast():
+    with torch.no_grad(), autocast(options):
         for index in range(min(HELD_OUT, len(split))):
             ids, positions, targets = padded(split, [index])
             logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)[positions]
@@ -354,21 +357,14 @@ def held_out_loss_of_result(run: Any, workspace: Path) -> float:
     """Of the adapter that the stage left, loaded by peft alone."""
     from peft import PeftModel
 
-    options = argparse.Namespace(folder=workspace.parent)
+    options = argparse.Namespace(folder=workspace.parent, precision=run.spec.training.precision)
     return held_out_loss(PeftModel.from_pretrained(base_model(options), workspace / "result/artifact"), options)
 
 
-def autocast() -> Any:
+def autocast(options: argparse.Namespace) -> Any:
     import torch
 
-    return torch.autocast("cpu", torch.bfloat16, enabled=computes_bf16())
-
-
-def computes_bf16() -> bool:
-    import torch
-
-    facts = torch.cpu.get_capabilities()
-    return bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16")
 
 
 def cosine(optimizer: Any, steps: int) -> Any:

@@ -204,8 +204,8 @@ class Training(Model):
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
     """Tokens per record; longer ones are cut at the end, and counted in status.data.truncated."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the forward pass; `auto` takes bf16 where the device computes it natively. Weights that move are
-    kept in fp32."""
+    """Arithmetic of the forward pass; `auto` takes bf16 where the device computes it natively, and a CPU no slower than
+    fp32. Weights that move are kept in fp32."""
     gradient_checkpointing: bool = False
     """Compute activations twice to hold fewer of them: less memory, about a third slower."""
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 42

@@ -76,6 +76,9 @@ class Plan(Model):
     """Whether records share rows."""
     learning_rate: float | None = None
     """Peak learning rate."""
+    precision: Word | None = None
+    """bf16 or fp32: arithmetic of the forward pass on a CPU, chosen once for all attempts. Absent for a GPU, which
+    takes bf16 where it has it."""
     model_revision: Word | None = None
     """Commit of the base model, or the digest of its weights where it has no commit."""
     estimated_memory_bytes: int | None = None

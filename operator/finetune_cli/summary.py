@@ -70,6 +70,8 @@ def plan_line(plan: Plan) -> str:
         parts.append(f"{plan.total_steps:,} steps{batch}")
     if plan.learning_rate:
         parts.append(f"learning rate {plan.learning_rate:g}")
+    if plan.precision:
+        parts.append(plan.precision)
     return ", ".join(parts)
 
 

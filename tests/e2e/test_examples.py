@@ -80,7 +80,7 @@ def measured_loss(
     assert split is not None
     model = upstream.tuned_model(artifact, base, spec.objective.kind, page.labels)
     # In the job's arithmetic: between bf16 and fp32 the loss of one model differs by more than the tolerance.
-    dtype = compute_dtype(spec.training.precision, torch.device("cpu"))
+    dtype = compute_dtype(page.plan.precision or spec.training.precision, torch.device("cpu"))
     return upstream.held_out_loss(model, list(split), page.pad_token_id, dtype)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune_trainer import device
 from finetune_trainer.device import compute_dtype, cpu_limit
 
 
@@ -34,3 +35,26 @@ def test_precision_can_be_fixed() -> None:
     cpu = torch.device("cpu")
     assert compute_dtype("fp32", cpu) is torch.float32
     assert compute_dtype("bf16", cpu) is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("native", "bf16_seconds", "chosen"),
+    [
+        (True, 0.5, torch.bfloat16),
+        (True, 1.05, torch.bfloat16),
+        (True, 1.8, torch.float32),
+        (False, 0.5, torch.float32),
+    ],
+)
+def test_auto_takes_bf16_where_the_cpu_is_not_slower_with_it(
+    monkeypatch: pytest.MonkeyPatch, native: bool, bf16_seconds: float, chosen: torch.dtype
+) -> None:
+    """Instructions for bf16 are no promise of speed: both are tried, and a tie goes to the smaller one."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    monkeypatch.setattr(device, "product_seconds", lambda: {torch.float32: 1.0, torch.bfloat16: bf16_seconds})
+    assert compute_dtype("auto", torch.device("cpu")) is chosen
+
+
+def test_products_are_timed_in_both_precisions() -> None:
+    """What `auto` compares are times of this machine."""
+    assert all(seconds > 0 for seconds in device.product_seconds().values())

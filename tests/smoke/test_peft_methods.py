@@ -114,10 +114,20 @@ def test_adaloras_penalty_is_that_of_its_paper(tmp_path: Path) -> None:
     """|PᵀP - 1| + |QQᵀ - 1|, as peft computes it when it is given a loss to add it to."""
     base, head = base_of("llama", tmp_path)
     model = apply("adaLora", base, head, orthogonality=0.5)
+    with torch.no_grad():
+        for name, factor in model.named_parameters():
+            if ".lora_A." in name or ".lora_B." in name:
+                factor.mul_(1.5)  # away from where the penalty is nothing
     ids = torch.arange(8).unsqueeze(0)
     plain = model.base_model.model(input_ids=ids, labels=ids).loss
     with_penalty = model.base_model(input_ids=ids, labels=ids).loss
     torch.testing.assert_close(METHODS["adaLora"].penalty(model), with_penalty - plain, rtol=1e-4, atol=1e-5)
+
+
+def test_adaloras_factors_start_orthonormal(tmp_path: Path) -> None:
+    """Its penalty begins at nothing, and Λ moves the weights as far in a narrow model as in a wide one."""
+    base, head = base_of("llama", tmp_path)
+    assert METHODS["adaLora"].penalty(apply("adaLora", base, head, orthogonality=0.5)) < 1e-5
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 10_000])

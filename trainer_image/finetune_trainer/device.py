@@ -1,14 +1,21 @@
-"""What the machine under the trainer can do: its device, its share of the cores, the arithmetic it computes natively.
+"""What the machine under the trainer can do: its device, its share of the cores, the arithmetic in which it is fast.
 
 It reads facts once, at the start of a stage. It knows nothing of models, specs or data.
 """
 
 import os
+import time
+from functools import cache
 from pathlib import Path
 
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")
+PROBE = 512, 1024, 1024
+"""Rows, inputs and outputs of the product that a CPU is tried with: a GFLOP."""
+TRIALS = 5
+BF16_IS_WORTH = 1.1
+"""bf16 is taken up to this much slower than fp32: it holds half the activations."""
 
 
 def device() -> torch.device:
@@ -17,18 +24,38 @@ def device() -> torch.device:
 
 
 def compute_dtype(precision: str, on: torch.device) -> torch.dtype:
-    """The dtype of matrix products for `spec.training.precision`: `auto` takes bf16 where it is native."""
-    if precision == "fp32" or (precision == "auto" and not computes_bf16(on)):
+    """The dtype of matrix products for `spec.training.precision`: `auto` takes bf16 where it is fast."""
+    if precision == "fp32" or (precision == "auto" and not prefers_bf16(on)):
         return torch.float32
     return torch.bfloat16
 
 
-def computes_bf16(on: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware; where it does not, bf16 is emulated and slower than fp32."""
+def prefers_bf16(on: torch.device) -> bool:
+    """Whether the device multiplies bf16 in hardware, and a CPU as fast as fp32: some have the instructions and are
+    twice as slow with them (docs/adr/0008)."""
     if on.type == "cuda":
         return torch.cuda.get_device_capability(on) >= (8, 0)
     facts = torch.cpu.get_capabilities()
-    return bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
+    if not (facts.get("avx512_bf16") or facts.get("amx_bf16")):
+        return False
+    seconds = product_seconds()
+    return seconds[torch.bfloat16] <= BF16_IS_WORTH * seconds[torch.float32]
+
+
+@cache
+def product_seconds() -> dict[torch.dtype, float]:
+    """Of one product of the size PROBE on this CPU; the best of some trials, in turns, so that other work counts for
+    little."""
+    rows, inputs, outputs = PROBE
+    factors = {dtype: (torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype))
+               for dtype in (torch.float32, torch.bfloat16)}  # fmt: skip
+    best = dict.fromkeys(factors, float("inf"))
+    for _ in range(1 + TRIALS):
+        for dtype, (left, right) in factors.items():
+            began = time.perf_counter()
+            torch.nn.functional.linear(left, right)
+            best[dtype] = min(best[dtype], time.perf_counter() - began)
+    return best
 
 
 def use_cores() -> int:

@@ -59,21 +59,25 @@ def limit(resources: Resources) -> int | None:
 
 def largest(model: PlannedModel, load: Load, resources: Resources) -> Fit:
     """The largest choice that fits, else the smallest; where the limit is not known the largest. More rows never need
-    less."""
+    less. A rehearsal takes seconds, so the likely answer is tried first."""
     choices, available = load.choices(resources), limit(resources)
-    if available is None:
-        return Fit(choices[-1], model.memory(load.shape(choices[-1])))
-    if model.least > available:
-        return Fit(choices[0], model.memory(load.shape(choices[0])))
+
+    def tried(rows: int) -> Fit:
+        return Fit(rows, model.memory(load.shape(rows)))
+
+    if available is not None and model.least > available:
+        return tried(choices[0])
+    smallest = tried(choices.pop())
+    if available is None or smallest.memory.total <= available:
+        return smallest
     best = None
-    low, high = 0, len(choices)
-    while low < high:
-        middle = (low + high) // 2
-        fit = Fit(choices[middle], model.memory(load.shape(choices[middle])))
+    while choices:
+        middle = len(choices) // 2
+        fit = tried(choices[middle])
         if fit.memory.total <= available:
-            best, low = fit, middle + 1
+            best, choices = fit, choices[middle + 1 :]
         else:
-            smallest, high = fit, middle
+            smallest, choices = fit, choices[:middle]
     return best or smallest
 
 

@@ -55,7 +55,7 @@ class PlannedModel:
 
     def __init__(self, folder: Path, spec: FineTuneJobSpec, labels: list[str]) -> None:
         self._on_gpu = spec.resources.gpus > 0
-        dtype = compute_dtype(spec)
+        self.dtype = dtype = compute_dtype(spec)
         base = modelling.blank_base(folder, spec, labels)
         method = METHODS[spec.method.kind]
         quantized = method.quantized_bytes(base, spec.method.options)

@@ -31,6 +31,8 @@ class Parameters(NamedTuple):
     rows: int | None = None
     """Of a micro-batch; None where memory could not be estimated."""
     memory: Memory | None = None
+    precision: str | None = None
+    """Of the run's products, where the machine that counted is one that trains: a CPU."""
 
 
 class ParameterCount:
@@ -86,7 +88,7 @@ class ParameterCount:
         if "reason" in answer:
             raise Failure(Reason(answer["reason"]), answer["message"])
         memory = Memory.model_validate(answer["memory"]) if "memory" in answer else None
-        return Parameters(answer["total"], answer["trainable"], answer.get("rows"), memory)
+        return Parameters(answer["total"], answer["trainable"], answer.get("rows"), memory, answer.get("precision"))
 
 
 def main() -> int:
@@ -99,12 +101,16 @@ def main() -> int:
     try:
         model = PlannedModel(folder, spec, question["labels"])
         load = json.loads(sys.stdin.buffer.readline())
-        told = {"total": model.total, "trainable": model.trainable}
+        told = {"total": model.total, "trainable": model.trainable, "precision": _precision(model, spec)}
         json.dump(told | _estimated(model, folder, spec, question["labels"], load), answer)
     except Failure as failure:
         json.dump({"reason": failure.reason, "message": failure.message}, answer)
         return int(failure.code)
     return 0
+
+
+def _precision(model: Any, spec: FineTuneJobSpec) -> str | None:
+    return None if spec.resources.gpus else {2: "bf16", 4: "fp32"}[model.dtype.itemsize]
 
 
 def _estimated(model: Any, folder: Path, spec: FineTuneJobSpec, labels: list[str], load: Any) -> dict[str, Any]:

@@ -114,6 +114,7 @@ def _plan(job: Preparation, page: Prepared, parameters: Parameters) -> Plan:
         train_tokens=page.train_tokens,
         packing=page.packing,
         learning_rate=job.spec.training.learning_rate,
+        precision=parameters.precision,
         model_revision=job.model.revision,
         estimated_memory_bytes=parameters.memory.total if parameters.memory else None,
         memory=parameters.memory,

@@ -127,7 +127,7 @@ def assemble(stage: Stage) -> FineTuner:
     head = objective.head(tuple(stage.page.labels))
     options = stage.spec.method.options
     on = device.device()
-    dtype = device.compute_dtype(stage.spec.training.precision, on)
+    dtype = device.compute_dtype(stage.page.plan.precision or stage.spec.training.precision, on)
     base = method.load(Path(stage.page.model_path), head, stage.page.pad_token_id, options, dtype)
     model = method.apply(base, options, head, stage.page.plan.total_steps or 1, tokenizer_folder(stage.workspace))
     if dtype is not torch.float32:

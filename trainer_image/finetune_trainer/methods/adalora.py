@@ -1,8 +1,9 @@
 """AdaLoRA: the update as P·Λ·Q, and a budget of ranks that moves to the layers where it matters (Zhang et al. 2023,
 arXiv:2303.10512), by PEFT.
 
-PEFT's layers and its allocator do the work. What it leaves to the training loop stands here: the penalty that keeps P
-and Q orthogonal, the call after each step, a schedule in shares of the real number of steps, and a memory for resuming.
+PEFT's layers and its allocator do the work. What it leaves to the training loop stands here: an orthonormal start of P
+and Q and the penalty that keeps them so, the call after each step, a schedule in shares of the real number of steps,
+and a memory for resuming.
 """
 
 import warnings
@@ -51,6 +52,8 @@ class AdaLora(PeftMethod):
         for name, parameter in model.named_parameters():
             if ".ranknum." in name:  # a counter that PEFT keeps as a parameter
                 parameter.requires_grad_(False)
+            elif _is_factor(name):
+                _start_orthonormal(parameter)
         return model
 
     def save(self, model: Any, folder: Path, base_name: str, base_revision: str) -> None:
@@ -92,6 +95,12 @@ def _part(memory: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]
 
 def _config(model: Any) -> peft.AdaLoraConfig:
     return model.peft_config[model.active_adapter]
+
+
+def _start_orthonormal(factor: torch.Tensor) -> None:
+    """As the penalty wants them. PEFT's start of N(0, 0.02²) is short in narrow models, where Λ then hardly learns."""
+    if not factor.is_meta:
+        nn.init.orthogonal_(factor)
 
 
 def _is_factor(name: str) -> bool:
