@@ -30,7 +30,7 @@ def ended(folder: Path, stage: Callable[..., StageReport]) -> tuple[int, dict[st
     (folder / "run.json").write_text(json.dumps(run.to_wire()))
     before = signal.getsignal(signal.SIGTERM)
     try:
-        code = shell.run_stage("train", lambda: stage, folder / "run.json", 0, folder / "termination")
+        code = shell.run_stage("train", lambda _: stage, folder / "run.json", 0, folder / "termination")
     finally:
         signal.signal(signal.SIGTERM, before)
     return code, json.loads((folder / "termination").read_bytes())
@@ -114,7 +114,7 @@ def test_a_bad_run_file_is_a_bad_spec(tmp_path: Path, content: str | None, messa
     if content is not None:
         path.write_text(content)
     before = signal.getsignal(signal.SIGTERM)
-    code = shell.run_stage("prepare", lambda: raising(AssertionError()), path, 0, tmp_path / "termination")
+    code = shell.run_stage("prepare", lambda _: raising(AssertionError()), path, 0, tmp_path / "termination")
     signal.signal(signal.SIGTERM, before)
     report = json.loads((tmp_path / "termination").read_bytes())
     assert (code, report["reason"]) == (64, "BadSpec")

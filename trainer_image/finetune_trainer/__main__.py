@@ -1,6 +1,6 @@
 """`python -m finetune_trainer prepare|train|publish --run FILE`: one stage of a run.
 
-It decides nothing but which stage's code is imported: each stage pays only for what it uses.
+It decides nothing but what is imported: each stage, and each run, pays only for what it uses.
 """
 
 import argparse
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 from finetune_api import labels
+from finetune_api.run import Run
+from finetune_trainer import imports
 from finetune_trainer.shell import StageFunction, run_stage
 
 OFFLINE_STAGES = ("train", "publish")
@@ -48,19 +50,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prepare() -> StageFunction:
+def _prepare(run: Run) -> StageFunction:
     from finetune_trainer.prepare import prepare
 
     return prepare
 
 
-def _train() -> StageFunction:
+def _train(run: Run) -> StageFunction:
+    imports.leave_out_unused(run.spec)
     from finetune_trainer.train import train
 
     return train
 
 
-def _publish() -> StageFunction:
+def _publish(run: Run) -> StageFunction:
+    imports.leave_out_unused(run.spec)
     from finetune_trainer.publish import publish
 
     return publish

@@ -19,6 +19,7 @@ from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Memory
 from finetune_trainer.failures import Failure
+from finetune_trainer.imports import hide
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ class ParameterCount:
 def main() -> int:
     """Read two lines from standard input, answer on standard output."""
     answer, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    hide("datasets")
+    hide("bitsandbytes")  # no weight is loaded here
     from finetune_trainer.memory import PlannedModel  # before the question arrives: the import is the long part
 
     question = json.loads(sys.stdin.buffer.readline())

@@ -31,9 +31,9 @@ MESSAGE_LIMIT = 2048
 
 
 def run_stage(
-    stage: Stage, load: Callable[[], StageFunction], run_file: Path, port: int, termination_log: Path | None
+    stage: Stage, load: Callable[[Run], StageFunction], run_file: Path, port: int, termination_log: Path | None
 ) -> int:
-    """Run a stage to its end and leave its report; returns the exit code. `load` imports the stage's code."""
+    """Run a stage to its end and leave its report; returns the exit code. `load` imports its code."""
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO,
@@ -48,7 +48,7 @@ def run_stage(
     try:
         run = _run(run_file)
         workspace = _workspace(run)
-        ending, code = load()(run, workspace, progress), ExitCode.DONE
+        ending, code = load(run)(run, workspace, progress), ExitCode.DONE
     except BaseException as error:
         ending, code = _ending(stage, error)
     finally:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import peft
 import torch
-from bitsandbytes.nn import Linear4bit
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -23,8 +22,8 @@ from finetune_trainer.methods.peft_method import PeftMethod, whole
 from finetune_trainer.modelling import Head, LoadedModel
 
 FIELD = "spec.method.qlora"
-QUANTIZABLE = (nn.Linear, Conv1D, Linear4bit)
-"""Types, not their subclasses, that transformers quantizes or has quantized."""
+QUANTIZABLE = (nn.Linear, Conv1D)
+"""Types, not their subclasses, that transformers quantizes."""
 BLOCK, BLOCK_OF_SCALES = 64, 256
 """Weights that share a scale, and scales that share one where they are quantized too; bitsandbytes' own."""
 
@@ -43,7 +42,7 @@ class QLora(PeftMethod):
         return base
 
     def quantized_bytes(self, base: LoadedModel, options: Options) -> dict[nn.Module, int]:
-        layers = [layer for layer in linear_layers(base).values() if type(layer) in QUANTIZABLE]
+        layers = [layer for layer in linear_layers(base).values() if _is_quantizable(layer)]
         return {layer: four_bit_bytes(layer.weight.numel(), options.double_quantization) for layer in layers}
 
     def config(self, base: LoadedModel, options: Options, head: Head, steps: int) -> peft.LoraConfig:
@@ -78,7 +77,7 @@ def four_bit_bytes(weights: int, scales_twice: bool) -> int:
 
 def _check_layers(base: LoadedModel) -> None:
     """Refuse models whose weights are elsewhere than in linear layers, such as in tensors of all experts of a layer."""
-    held = sum(_elements(layer) for layer in linear_layers(base).values() if type(layer) in QUANTIZABLE)
+    held = sum(_elements(layer) for layer in linear_layers(base).values() if _is_quantizable(layer))
     stacked = sum(tensor.numel() for tensor in base.model.parameters() if tensor.dim() > 2)
     if held <= stacked:
         kind = base.model.config.model_type
@@ -87,6 +86,16 @@ def _check_layers(base: LoadedModel) -> None:
             f"{FIELD}: {kind!r} models keep most of their weights where bitsandbytes cannot hold them in 4 bits; "
             "choose lora",
         )
+
+
+def _is_quantizable(layer: nn.Module) -> bool:
+    """Or has been quantized."""
+    return type(layer) in QUANTIZABLE or _is_4_bit(layer)
+
+
+def _is_4_bit(module: nn.Module) -> bool:
+    """Asked without an import: a run that only plans does not pay for bitsandbytes."""
+    return isinstance(module, nn.Linear) and hasattr(module, "quant_state")
 
 
 def _elements(layer: nn.Module) -> int:
@@ -102,7 +111,7 @@ def _outputs(model: PreTrainedModel, head: Head) -> list[str]:
 
 
 def _holds_4_bits(module: nn.Module) -> bool:
-    return any(isinstance(inner, Linear4bit) for inner in module.modules())
+    return any(_is_4_bit(inner) for inner in module.modules())
 
 
 def _keep_layout(model: nn.Module) -> None:
@@ -112,7 +121,7 @@ def _keep_layout(model: nn.Module) -> None:
     and merges after that misread them, without a word, and gradients are off by 90 %.
     """
     for module in model.modules():
-        if isinstance(module, Linear4bit):
+        if _is_4_bit(module):
             module.support_avx512bf16_for_cpu = False
 
 
