@@ -1,6 +1,6 @@
 # Everything a contributor runs, one target each. `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup requirements generate check test matrix e2e demo cluster-up cluster-down bench
+.PHONY: help setup requirements generate check test matrix e2e demo cluster-up cluster-down bench bench-methods
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -53,3 +53,7 @@ cluster-down: ## remove it, and all that it made
 
 bench: setup ## print the tables of docs/benchmarks.md again
 	benchmarks/run.sh
+
+bench-methods: setup ## measure every method, and write the table and the picture of docs/methods.md
+	python examples/assets.py "$${XDG_CACHE_HOME:-$$HOME/.cache}/finetune-operator/assets/out"
+	python benchmarks/methods.py --write

@@ -21,6 +21,7 @@ from finetune_api.events import PROGRESS_LIMIT, ProgressReport, Stage
 
 MODULE = "finetune_trainer"
 POLL_SECONDS = 0.5
+LOOPBACK = "127.0.0.1"
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine is never behind its own proxy
 
 
@@ -36,6 +37,7 @@ class StageProcess:
         self.stage = stage
         self._port = _free_port()
         command = [sys.executable, "-m", MODULE, stage, "--run", str(run_file), "--port", str(self._port)]
+        command += ["--host", LOOPBACK]  # nobody else is to read along
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             # In a session of its own: Ctrl-C reaches us alone, and we tell the stage what to do.
@@ -79,7 +81,7 @@ class StageProcess:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def _ask(self) -> ProgressReport | None:
-        url = f"http://127.0.0.1:{self._port}{labels.PROGRESS_PATH}"
+        url = f"http://{LOOPBACK}:{self._port}{labels.PROGRESS_PATH}"
         try:
             with _OPENER.open(url, timeout=2) as page:
                 return ProgressReport.model_validate_json(page.read(PROGRESS_LIMIT))
@@ -89,6 +91,6 @@ class StageProcess:
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
         return port

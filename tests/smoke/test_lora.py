@@ -151,6 +151,29 @@ def test_the_fast_layer_is_the_same_function(bias: bool) -> None:
         assert torch.equal(model.eval()(x), expected[0])
 
 
+def test_the_fast_gated_mlp_is_the_same_function(tmp_path: Path) -> None:
+    """Logits and the gradient of every adapter of a Llama, in double precision, against PEFT's own forward."""
+    torch.manual_seed(0)
+    plain = modelling.load(tiny.llama(tmp_path / "model"), HEAD, 0).model.double()
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = peft.get_peft_model(plain, config).double()
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    ids = torch.arange(12).reshape(2, 6)
+
+    def outcome() -> list[torch.Tensor]:
+        moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        logits = model(input_ids=ids).logits
+        return [logits, *torch.autograd.grad(logits.square().sum(), moving)]
+
+    expected = outcome()
+    hasten(model)
+    assert all("_gated_forward" in repr(layer.mlp.forward) for layer in plain.model.layers)
+    for found, wanted in zip(outcome(), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_what_the_fast_layer_cannot_do_is_left_to_peft() -> None:
     """Dropout, DoRA and transposed layers keep PEFT's forward."""
     for options in ({"lora_dropout": 0.1}, {"use_dora": True}):

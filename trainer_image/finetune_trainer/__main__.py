@@ -11,6 +11,7 @@ from pathlib import Path
 from finetune_api import labels
 from finetune_api.run import Run
 from finetune_trainer import imports
+from finetune_trainer.report import ALL_INTERFACES
 from finetune_trainer.shell import StageFunction, run_stage
 
 OFFLINE_STAGES = ("train", "publish")
@@ -25,7 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if options.stage in OFFLINE_STAGES:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    return run_stage(options.stage, STAGES[options.stage], options.run, options.port, options.termination_log)
+    return run_stage(
+        options.stage, STAGES[options.stage], options.run, options.port, options.termination_log, options.host
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         default=labels.PROGRESS_PORT,
         help="of /progress and /metrics; 0: none (default: %(default)s)",
     )
+    parser.add_argument("--host", default=ALL_INTERFACES, help="the same's address (default: every one of the pod's)")
     kubelet = Path(labels.TERMINATION_LOG)
     parser.add_argument(
         "--termination-log", type=Path, default=kubelet if kubelet.exists() else None, help="file for the last report"

@@ -31,6 +31,7 @@ METRICS = {
     "checkpoint_step": ("finetune_trainer_checkpoint_step", "Step of the latest complete checkpoint"),
 }
 """Field of the progress → name and help of its metric."""
+ALL_INTERFACES = "0.0.0.0"
 CONNECTIONS = 8
 """Requests served at once; more are turned away."""
 PATIENCE_SECONDS = 5
@@ -59,7 +60,7 @@ class Progress:
 class Server:
     """Serves a Progress over HTTP until closed; `port` is the one that it got."""
 
-    def __init__(self, progress: Progress, port: int, host: str = "0.0.0.0") -> None:
+    def __init__(self, progress: Progress, port: int, host: str = ALL_INTERFACES) -> None:
         self._server = _HttpServer((host, port), _handler(progress))
         self.port: int = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, name="progress", daemon=True).start()
@@ -69,12 +70,12 @@ class Server:
         self._server.server_close()
 
 
-def serve(progress: Progress, port: int) -> Server | None:
-    """Serve on `port`; 0 is off. A port that cannot be had costs the page, never the run."""
+def serve(progress: Progress, port: int, host: str = ALL_INTERFACES) -> Server | None:
+    """Serve on `port` of `host`; port 0 is off. A port that cannot be had costs the page, never the run."""
     if port == 0:
         return None
     try:
-        return Server(progress, port)
+        return Server(progress, port, host)
     except OSError as error:
         log.warning("no progress page: port %d: %s", port, error.strerror)
         return None

@@ -31,7 +31,12 @@ MESSAGE_LIMIT = 2048
 
 
 def run_stage(
-    stage: Stage, load: Callable[[Run], StageFunction], run_file: Path, port: int, termination_log: Path | None
+    stage: Stage,
+    load: Callable[[Run], StageFunction],
+    run_file: Path,
+    port: int,
+    termination_log: Path | None,
+    host: str = report.ALL_INTERFACES,
 ) -> int:
     """Run a stage to its end and leave its report; returns the exit code. `load` imports its code."""
     logging.basicConfig(
@@ -42,7 +47,7 @@ def run_stage(
         force=True,
     )
     progress = Progress(stage)
-    server = report.serve(progress, port)
+    server = report.serve(progress, port, host)
     signal.signal(signal.SIGTERM, _stop)  # process 1 of a container has no default action
     workspace: Workspace | None = None
     try:
