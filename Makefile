@@ -1,6 +1,6 @@
 # Everything a contributor runs, one target each. `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup requirements generate check test matrix e2e demo cluster-up cluster-down bench bench-methods
+.PHONY: help setup requirements generate check test matrix e2e e2e-matrix demo cluster-up cluster-down bench bench-methods
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -40,7 +40,10 @@ matrix: setup ## every method with every objective on every model family, beyond
 	pytest -m matrix --numprocesses 2 --dist loadscope tests/smoke/test_train_pairs.py
 
 e2e: setup ## every example on a real cluster (CLUSTER=current: the current kubectl context)
-	pytest -m e2e -v tests/e2e
+	pytest -m "e2e and not matrix" -v tests/e2e
+
+e2e-matrix: setup ## the examples of all methods too, in half an hour more
+	pytest -m "e2e and matrix" -v tests/e2e
 
 demo: setup ## a real fine-tune on a real cluster, from nothing to a verified adapter
 	@examples/demo.sh

@@ -14,6 +14,7 @@ trains, the same layers, batches and optimizer run in a bare loop: the ratio sho
 import argparse
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -23,13 +24,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_api.methods import Method
+from finetune_api.methods import Method, methods_that
 from finetune_api.run import Run
 
 ROOT = Path(__file__).parents[1]
-PAGE, PICTURE = ROOT / "docs/methods.md", ROOT / "docs/methods.svg"
+PAGE, PICTURE, FIGURES = ROOT / "docs/methods.md", ROOT / "docs/methods.svg", ROOT / "docs/methods.json"
 BEGIN, END = "<!-- benchmarks/methods.py writes from here -->", "<!-- to here -->"
 METHODS = [str(field.alias) for field in Method.model_fields.values()]
+MEASURES = ("bare", "reopen")
+"""What runs between the stages."""
+MERGED = re.compile(r"merged model against adapter: logits differ by at most ([0-9.e+-]+)")
 NEEDS: dict[str, dict[str, Any]] = {"bitFit": {"addBiases": True}}
 """Options without which a method refuses this model."""
 
@@ -38,13 +42,14 @@ def main() -> int:
     options = parser().parse_args()
     if options.child:
         stage, run = options.child
-        return bare_loop(run) if stage == "bare" else measured_stage(stage, run)
+        return {"bare": bare_loop, "reopen": reopened}[stage](run) if stage in MEASURES else measured_stage(stage, run)
     with tempfile.TemporaryDirectory(prefix="methods-") as folder:
         rows = [row for name in options.methods if (row := measured(name, options, Path(folder) / name))]
     text = table(rows, options)
     print(text)
     if options.write:
         draw(rows)
+        FIGURES.write_text(json.dumps({row["method"]: row for row in rows}, indent=1) + "\n", encoding="utf-8")
         page = PAGE.read_text(encoding="utf-8")
         before, _, rest = page.partition(BEGIN)
         PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
@@ -67,19 +72,17 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     """What one method cost and learnt; None, with a word on standard error, where it cannot run here."""
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(run_of(name, options, folder).model_dump_json(by_alias=True, exclude_none=True))
-    for stage in ("prepare", "bare", "train"):
-        done = subprocess.run(
-            [sys.executable, __file__, "--child", stage, str(folder / "run.json")], stdout=subprocess.PIPE, text=True
-        )
-        if stage == "bare":
-            bare = float(done.stdout.split()[-1])
-            continue
-        report = json.loads((folder / f"workspace/{stage}.report.json").read_bytes())
+    said: dict[str, str] = {}
+    for stage in ("prepare", "bare", "train", "reopen", "publish"):
+        command = [sys.executable, __file__, "--child", stage, str(folder / "run.json")]
+        with (folder / f"{stage}.log").open("w+") as log:
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        said[stage] = done.stdout.split()[-1] if done.stdout else ""
         if done.returncode:
-            print(f"{name}: {stage}: {report['message']}", file=sys.stderr, flush=True)
+            print(f"{name}: {stage}:\n{(folder / f'{stage}.log').read_text()[-2000:]}", file=sys.stderr, flush=True)
             return None
-        if stage == "prepare":
-            plan = report["plan"]
+    plan = json.loads((folder / "workspace/prepare.report.json").read_bytes())["plan"]
+    merged = MERGED.search((folder / "publish.log").read_text())
     result = json.loads((folder / "workspace/result/result.json").read_bytes())
     artifact = folder / "workspace/result/artifact"
     row = {
@@ -89,9 +92,12 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         "before": result["evaluation"]["base"]["loss"],
         "after": result["evaluation"]["tuned"]["loss"],
         "tokens_per_second": (speed := result["state"]["tokens"] / result["state"]["seconds"]),
-        "of_bare": speed / bare,
-        "peak_mb": int(done.stdout.split()[-1]) / 1024,
+        "of_bare": speed / float(said["bare"]),
+        "reopened": float(said["reopen"]),
+        "merged": float(merged[1]) if merged else None,
+        "peak_mb": int(said["train"]) / 1024,
         "size": sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file()),
+        "loader": result["loader"],
         "rate": Method.model_validate({name: {}}).options.default_learning_rate,
     }
     print(row, file=sys.stderr, flush=True)
@@ -109,7 +115,7 @@ def run_of(name: str, options: argparse.Namespace, folder: Path) -> Run:
         "method": {name: NEEDS.get(name, {})},
         "training": {"maxSteps": options.steps, "batchSize": 8, "maxLength": options.length},
         "resources": {"gpus": 0},
-        "output": {"uri": f"file://{folder}/out"},
+        "output": {"uri": f"file://{folder}/out", "merge": name in methods_that("is_mergeable")},
     }
     run = Run.model_validate(
         {"name": name.lower(), "uid": "benchmark", "workspace": f"{folder}/workspace", "spec": spec}
@@ -160,6 +166,33 @@ def bare_loop(run_file: str) -> int:
     return 0
 
 
+def reopened(run_file: str) -> int:
+    """How far the held-out loss of the published files, opened in this process, is from what the stage reported."""
+    from finetune_api.run import read_run
+    from finetune_trainer import device, modelling, results
+    from finetune_trainer.callbacks import StopRequest
+    from finetune_trainer.methods import METHODS as IMPLEMENTED
+    from finetune_trainer.report import Progress
+    from finetune_trainer.train import assemble, stage_of
+    from finetune_trainer.workspace import Workspace
+
+    run = read_run(Path(run_file))
+    device.use_cores()
+    stage = stage_of(run, Workspace(Path(run.workspace)), Progress("train"), StopRequest())
+    method, tuner = IMPLEMENTED[run.spec.method.kind], assemble(stage)
+    options, head = run.spec.method.options, tuner.head(())
+    base = method.load(Path(stage.page.model_path), head, stage.page.pad_token_id, options, tuner.dtype)
+    tuner.model = method.reopen(base, stage.workspace.result / results.ARTIFACT)
+    modelling.narrow_frozen(tuner.model, tuner.dtype)
+    rows, result = stage.rows("test"), results.read(stage.workspace.result)
+    assert rows is not None
+    assert result is not None
+    assert result.evaluation.tuned is not None
+    metrics, _ = tuner.assess(rows, lambda: None)
+    print(abs(metrics.loss - result.evaluation.tuned.loss))
+    return 0
+
+
 COLUMNS = (
     "method",
     "parameters that move",
@@ -169,6 +202,8 @@ COLUMNS = (
     "÷ bare loop",
     "peak memory, MB",
     "published",
+    "reopened",
+    "merged",
     "rate",
 )
 
@@ -193,6 +228,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['of_bare']:.2f}",
         f"{row['peak_mb']:,.0f}",
         f"{row['size'] / 1e6:,.2f} MB",
+        f"{row['reopened']:g}",
+        "" if row["merged"] is None else f"{row['merged']:.0e}",
         f"{row['rate']:g}",
     ]
 

@@ -1,7 +1,7 @@
 """Every file in examples/ works as written, and what it leaves is what it says: plain transformers and peft agree.
 
-The real model, the real data, the files as a user would apply them; then the published folder is opened by code that
-knows nothing of this project, and its held-out loss is measured again.
+The real model, the real data, the files as a user would apply them; then the published folder is opened by the lines of
+its model card, and its held-out loss is measured again by code that knows nothing of this project.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,10 @@ from finetune_trainer.workspace import Workspace
 
 pytestmark = pytest.mark.timeout(1200)
 
-EXAMPLES = [path for path in sorted((ROOT / "examples").glob("*.yaml")) if "kind: FineTuneJob\n" in path.read_text()]
+EXAMPLES = [
+    *(path for path in sorted((ROOT / "examples").glob("*.yaml")) if "kind: FineTuneJob\n" in path.read_text()),
+    *(pytest.param(path, marks=pytest.mark.matrix) for path in sorted((ROOT / "examples/methods").glob("*.yaml"))),
+]
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def measured_loss(
     assert page is not None
     split = open_split(workspace, page, evaluation["split"])
     assert split is not None
-    model = upstream.tuned_model(artifact, base, spec.objective.kind, page.labels)
+    model = upstream.tuned_model(artifact, base)
     # In the job's arithmetic: between bf16 and fp32 the loss of one model differs by more than the tolerance.
     dtype = compute_dtype(page.plan.precision or spec.training.precision, torch.device("cpu"))
     return upstream.held_out_loss(model, list(split), page.pad_token_id, dtype)

@@ -1,16 +1,17 @@
-"""A published folder as somebody sees it who never heard of this project: measured with transformers and peft.
+"""A published folder as somebody sees it who has only its model card: measured with transformers and peft.
 
 The prepared split is read with the trainer's own reader; everything that has to do with the model is upstream's.
 """
 
+import contextlib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 import transformers
 
@@ -37,17 +38,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tuned_model(artifact: Path, base: Path, objective: str, labels: Sequence[str]) -> transformers.PreTrainedModel:
-    """The tuned model in fp32: an adapter over its base, or a whole model."""
-    kind = {
-        "sft": transformers.AutoModelForCausalLM,
-        "classification": transformers.AutoModelForSequenceClassification,
-    }[objective]
-    head = {"num_labels": len(labels)} if labels else {}
-    if (artifact / "adapter_config.json").exists():
-        model = kind.from_pretrained(base, dtype=torch.float32, **head)
-        return peft.PeftModel.from_pretrained(model, artifact).eval()
-    return kind.from_pretrained(artifact, dtype=torch.float32).eval()
+def tuned_model(artifact: Path, base: Path) -> transformers.PreTrainedModel:
+    """The tuned model in fp32, or in its 4 bits, by the very lines of its model card; the base lies at `base`."""
+    card = (artifact / "README.md").read_text(encoding="utf-8")
+    (lines,) = (block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "from_pretrained" in block)
+    names: dict[str, Any] = {}
+    with contextlib.chdir(artifact):
+        exec(re.sub(r'from_pretrained\("(?!\.")[^"]*"', f"from_pretrained({str(base)!r}", lines), names)
+    model: transformers.PreTrainedModel = names["model"].eval()
+    return model if "quantization" in names else model.float()
 
 
 def held_out_loss(

@@ -57,6 +57,7 @@ def test_the_stage_is_a_process_that_leaves_a_report(tmp_path: Path, models: Pat
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "termination").read_bytes())
     assert report["plan"]["trainableParameters"] == LORA_PARAMETERS
+    assert report["plan"]["precision"] in ("bf16", "fp32")
     assert report["data"]["trainExamples"] == 54
     assert "Traceback" not in done.stderr
 

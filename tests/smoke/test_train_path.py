@@ -28,7 +28,7 @@ from finetune_trainer.finetuner import FineTuner, Rows
 from finetune_trainer.losses import linear_cross_entropy
 from finetune_trainer.memory import PlannedModel
 from finetune_trainer.report import Progress
-from finetune_trainer.train import follow
+from finetune_trainer.train import assemble, follow
 from finetune_trainer.workspace import Workspace
 from training import STEPS, Pair, Prepared, StopAfter, prepared
 
@@ -97,8 +97,6 @@ def test_a_head_that_does_more_than_a_product_is_left_to_the_model(tmp_path: Pat
     run = prepared(tmp_path / "run", LLAMA)
     page = run.stage().page
     stage = dataclasses.replace(run.stage(), page=page.model_copy(update={"model_path": str(tmp_path / "model")}))
-    from finetune_trainer.train import assemble
-
     tuner = assemble(stage)
     tuner.model.eval()
     assert not tuner.plain_head
@@ -124,6 +122,15 @@ def test_a_pod_that_sees_no_gpu_does_not_train_on_the_cpu(llama: Prepared, monke
         in_a_pod.train()
     assert (refused.value.reason, refused.value.code) == (Reason.GPU_UNAVAILABLE, ExitCode.INTERNAL)
     assert at_home.train().evaluation is not None
+
+
+@pytest.mark.parametrize(("planned", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_every_attempt_computes_as_it_was_planned(tmp_path: Path, planned: str, dtype: torch.dtype) -> None:
+    """`auto` was decided in prepare: another machine, or another moment, must not decide it anew."""
+    stage = prepared(tmp_path, LLAMA, training={"precision": "auto"}).stage()
+    plan = stage.page.plan.model_copy(update={"precision": planned})
+    stage = dataclasses.replace(stage, page=stage.page.model_copy(update={"plan": plan}))
+    assert assemble(stage).dtype is dtype
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
