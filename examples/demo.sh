@@ -69,6 +69,8 @@ run_locally() {
 }
 
 run_in_cluster() {
+    fetch_assets >/dev/null 2>&1 &
+    FETCHING=$!
     bring_up_cluster
     provide_images
     install_operator
@@ -117,6 +119,11 @@ install_operator() {
 
 make_assets() {
     step "Fetching a small real model and building data (once; kept in $ASSETS)"
+    [ -z "${FETCHING:-}" ] || wait "$FETCHING" || true # it began with the demo; what went wrong is said now
+    fetch_assets
+}
+
+fetch_assets() {
     python examples/assets.py "$ASSETS" --only smollm2-135m-instruct --only docstrings --only sources
 }
 

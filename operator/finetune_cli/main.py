@@ -52,7 +52,9 @@ def run(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard what an earlier run left in the workspace.")] = False,
 ) -> None:
-    """Run a job on this machine, with live progress. Ctrl-C saves what is done; the same command goes on from there."""
+    """Run a job on this machine, with live progress. Ctrl-C saves what is done; the same command goes on from there.
+
+    Scheduling, retries, deadlines and suspension belong to a cluster: those fields are not looked at."""
     from finetune_cli.local import Options, run_file
     from finetune_cli.mounts import MountError, folders
 

@@ -45,7 +45,7 @@ BINARIES = {
     "coredns": Binary("coredns", "v1.15.0", "."),
     "pause": Binary("pause", "v1", "."),
     "helm": Binary("helm", "v4.3.1", "helm.sh/helm/v4/cmd/helm"),
-    "registry": Binary("registry", "v3.1.2", "github.com/distribution/distribution/v3/cmd/registry"),
+    "registry": Binary("registry", "v3.1.2", "."),
     "kind": Binary("kind", "v0.33.0", "sigs.k8s.io/kind"),
 }
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")

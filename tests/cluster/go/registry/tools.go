@@ -1,6 +1,0 @@
-//go:build tools
-
-// Package tools names the command that the local cluster needs, so that go.mod pins it.
-package tools
-
-import _ "github.com/distribution/distribution/v3/cmd/registry"
