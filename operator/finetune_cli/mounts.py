@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api import uris
-from finetune_api.spec import Auth, FineTuneJobSpec, Source
+from finetune_api.sources import Auth
+from finetune_api.spec import FineTuneJobSpec, Source
 
 OPTIONS = {"pvc": "--volume", "configmap": "--config-map", "secret": "--secret"}
 """URI scheme → the option of `finetune run` that says where it lies."""
