@@ -41,6 +41,12 @@ def needs(spec: FineTuneJobSpec) -> Iterator[Need]:
     yield from _sources("spec.dataset.train", spec.dataset.train)
     yield from _sources("spec.dataset.validation.sources", spec.dataset.validation.sources or [])
     yield from _sources("spec.dataset.test.sources", spec.dataset.test.sources or [])
+    for index, adapter in enumerate(spec.method.options.adapters):
+        path = f"spec.method.{spec.method.kind}.startFrom.adapters[{index}]"
+        if adapter.uri.startswith("job://"):
+            told = "only a cluster knows other jobs; name the folder that the job published, as file://"
+            raise MountError(f"{adapter.uri}: {told}", f"{path}.uri")
+        yield from _place(path, adapter.uri, adapter.auth)
     yield from _place("spec.output", spec.output.uri, None)
 
 
