@@ -218,7 +218,8 @@ def _compose(adapters: list[StoredAdapter], wished: StartFrom, seed: int, target
         layer = adapters[indices[0]].layers[name]
         tensors |= {layer.a: np.ascontiguousarray(a), layer.b: np.ascontiguousarray(b)}
         made[name] = len(a)
-    save_file(tensors, target / WEIGHTS, {"format": "pt", ORIGINS: json.dumps(sharing)})
+    # One entry of metadata: several are written in a random order, and equal adapters have to be equal files.
+    save_file(tensors, target / WEIGHTS, {ORIGINS: json.dumps(sharing)})
     (target / CONFIG).write_text(json.dumps(_config(adapters, made), indent=1), encoding="utf-8")
     log.info("%d adapters composed by %s, %d layers", len(adapters), wished.combination, len(made))
 
