@@ -128,7 +128,7 @@ def refusal(plane: ControlPlane, secrets: dict[str, str], namespace: str = "team
         "spec": {
             "model": source("hf://org/model", secrets.get("model")),
             "dataset": dataset,
-            "method": {"lora": start},
+            "method": {"lora": {"startFrom": {"adapters": adapters}} if adapters else {}},
             "output": {"uri": "pvc://out/a"},
         },
     }
