@@ -118,9 +118,7 @@ def refusal(plane: ControlPlane, secrets: dict[str, str], namespace: str = "team
     for split in ("validation", "test"):
         if split in secrets:
             dataset[split] = {"sources": [source("hf://org/data/b.jsonl", secrets[split])]}
-    start = (
-        {"startFrom": {"adapters": [source("hf://org/adapter", secrets["adapter"])]}} if "adapter" in secrets else {}
-    )
+    adapters = [source("hf://org/adapter", secret) for place, secret in secrets.items() if place == "adapter"]
     job = {
         "apiVersion": labels.API_VERSION,
         "kind": labels.KIND,
