@@ -293,12 +293,12 @@ def _sources(spec: FineTuneJobSpec) -> list[Source]:
 
 def _read_by_prepare(spec: FineTuneJobSpec) -> list[str]:
     """URIs of what no other stage reads."""
-    return [source.uri for source in (*_sources(spec), *spec.method.options.adapters)]
+    return [source.uri for source in _sources(spec)] + [adapter.uri for adapter in spec.method.options.adapters]
 
 
 def _secrets(spec: FineTuneJobSpec) -> list[str]:
-    sources = (spec.model, *_sources(spec), *spec.method.options.adapters)
-    auths = [source.auth for source in sources]
+    auths = [spec.model.auth, *(source.auth for source in _sources(spec))]
+    auths += [adapter.auth for adapter in spec.method.options.adapters]
     return sorted({auth.secret_name for auth in auths if auth is not None})
 
 
