@@ -104,7 +104,9 @@ class Operator:
 
         @kopf.on.event(labels.GROUP, labels.VERSION, labels.PLURAL, registry=registry)
         async def event(type: str | None, body: kopf.Body, **_: Any) -> None:
-            self._take(type, body["metadata"], body.get("status", {}).get("phase"))
+            phase = body.get("status", {}).get("phase")
+            self._take(type, body["metadata"], phase)
+            self._follow(type, body, phase)
 
         return registry
 
