@@ -7,6 +7,8 @@ Theory: two real adapters of this project's own making, then runs that start fro
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -338,3 +340,44 @@ def test_transposed_layers_compose_too(tmp_path: Path) -> None:
     source = published(prepared(tmp_path / "source", pair, method={"lora": {"rank": 2}}))
     composed = published(started(tmp_path / "composed", source, source, weights=(0.75, 0.25), pair=pair))
     assert composed.evaluation.tuned.loss == pytest.approx(source.evaluation.tuned.loss, rel=1e-6)
+
+
+@pytest.mark.timeout(900)
+def test_finetune_run_composes_adapters_of_this_machine(adapters: list[Published], tmp_path: Path) -> None:
+    """The three stages as processes, one adapter by path and one on a volume; a job is known to a cluster alone."""
+    start: dict[str, Any] = {
+        "adapters": [
+            {"uri": f"file://{adapters[0].folder}", "weight": 0.5},
+            {"uri": f"pvc://adapters/{adapters[1].folder.name}", "weight": 0.5},
+        ],
+        "combination": "svd",
+        "rank": 2,
+    }
+    run = adapters[0].run.run
+    spec = run.spec.to_wire(include={"model", "dataset", "evaluation"}) | {
+        "method": {"lora": {"startFrom": start}},
+        "training": {"maxSteps": 0, "precision": "fp32"},
+        "output": {"uri": f"file://{tmp_path}/composed"},
+        "resources": {"gpus": 0},
+    }
+    volume = ["--volume", f"adapters={adapters[1].folder.parent}"]
+    done = finetune_run(tmp_path, spec, *volume)
+    assert done.returncode == 0, done.stderr
+    assert "Succeeded" in done.stdout
+    plan = json.loads((tmp_path / "composed/manifest.json").read_text())["plan"]
+    tensors = load_file(tmp_path / "composed/adapter_model.safetensors").values()
+    assert plan["trainableParameters"] == sum(tensor.numel() for tensor in tensors)
+    assert plan["totalSteps"] == 0
+    assert all(2 in tensor.shape for tensor in tensors)
+    start["adapters"][1]["uri"] = "job://another"
+    refused = finetune_run(tmp_path, spec)
+    assert refused.returncode == ExitCode.BAD_SPEC
+    assert "startFrom.adapters[1].uri: job://another: only a cluster knows other jobs" in refused.stderr
+
+
+def finetune_run(folder: Path, spec: dict[str, Any], *options: str) -> "subprocess.CompletedProcess[str]":
+    job = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "composed"}, "spec": spec}
+    (folder / "job.yaml").write_text(json.dumps(job))
+    command = [str(Path(sys.executable).parent / "finetune"), "run", "job.yaml", *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "300"}
+    return subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=280)
