@@ -90,7 +90,7 @@ class StartFrom(Model):
     )
 
     adapters: Annotated[list[AdapterSource], Field(min_length=1, max_length=16)]
-    """The adapters. One alone with weight 1 is taken exactly as it is: training goes on where it ended."""
+    """The adapters. `cat` takes one alone with weight 1 exactly as it is: training goes on where it ended."""
     combination: Literal[
         "cat", "svd", "linear", "ties", "dareLinear", "dareTies", "tiesSvd", "dareLinearSvd", "dareTiesSvd"
     ] = "cat"
