@@ -183,6 +183,6 @@ def _summary(page: Prepared) -> str:
         "duplicates": data.duplicates,
         "packed rows": data.packed_rows,
         "steps": plan.total_steps,
-        "of the parameters move": plan.trainable_parameters,
+        "of the parameters move" if plan.total_steps else "parameters in the adapter": plan.trainable_parameters,
     }
     return ", ".join(f"{number:,} {what}" for what, number in told.items() if number)
