@@ -4,11 +4,14 @@
 What a method needs of the model's architecture only `prepare` can see; what options exclude each other stands here.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
+from finetune_api import uris
 from finetune_api.schema import Model, Rule, exactly_one_of
+from finetune_api.sources import REVISION_OF_THE_HUB, Auth, not_a_local_file, stays_inside
 
 ModuleName = Annotated[str, Field(min_length=1, max_length=256)]
 ModuleNames = Annotated[list[ModuleName], Field(min_length=1, max_length=64)]
@@ -41,6 +44,74 @@ class MethodOptions(Model):
         """Positions of the model that every row loses to virtual tokens."""
         return 0
 
+    @property
+    def adapters(self) -> "list[AdapterSource]":
+        """Stored adapters that training starts from."""
+        return []
+
+
+class AdapterSource(Model):
+    """A stored LoRA adapter."""
+
+    rules: ClassVar = (
+        not_a_local_file("uri"),
+        stays_inside("uri"),
+        REVISION_OF_THE_HUB,
+        Rule("self.weight != 0.0", "weight: 0 adds nothing: leave the adapter out"),
+    )
+
+    uri: Annotated[
+        str, Field(pattern=uris.ADAPTER_PATTERN, max_length=1024, json_schema_extra={"x-message": uris.ADAPTER_FORMS})
+    ]
+    """Where it lives: `pvc://claim/path` or `hf://org/name` for a folder in PEFT's layout (adapter_config.json,
+    adapter_model.safetensors), or `job://name` for what that FineTuneJob of the same namespace publishes, which is
+    waited for."""
+    revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """Branch, tag or commit of an `hf://` adapter. Default: the main branch."""
+    weight: Annotated[float, Field(ge=-16, le=16)] = 1
+    """Its share. Shares need not add up to 1; a negative one takes the adapter's update away."""
+    auth: Auth | None = None
+    """Needed for gated or private adapters."""
+
+
+class StartFrom(Model):
+    """Stored LoRA adapters that become one. Each adds an update ΔW = scaling · B·A to a layer; `combination` says what
+    becomes of them."""
+
+    rules: ClassVar = (
+        Rule(
+            "!has(self.rank) || self.combination in ['svd', 'tiesSvd', 'dareLinearSvd', 'dareTiesSvd']",
+            "rank belongs to combinations that end in svd: the others have the adapters' ranks",
+        ),
+        Rule(
+            "!has(self.density) || !(self.combination in ['linear', 'cat', 'svd'])",
+            "density belongs to ties and dare: the other combinations drop nothing",
+        ),
+    )
+
+    adapters: Annotated[list[AdapterSource], Field(min_length=1, max_length=16)]
+    """The adapters. `cat` takes one alone with weight 1 exactly as it is: training goes on where it ended."""
+    combination: Literal[
+        "cat", "svd", "linear", "ties", "dareLinear", "dareTies", "tiesSvd", "dareLinearSvd", "dareTiesSvd"
+    ] = "cat"
+    """`cat`: Σ weight·ΔW exactly; ranks add up. `svd`: the closest to that sum of a smaller `rank`. `linear`: A and B
+    are summed apart, which is no larger than one adapter and no more than near the sum; needs equal ranks, as do `ties`
+    (keep the largest entries, agree on signs, average those that agree; Yadav et al. 2023, arXiv:2306.01708),
+    `dareLinear` (drop entries at random, scale up the rest; Yu et al. 2023, arXiv:2311.03099) and `dareTies` (drop,
+    then agree), over A and B apart. `tiesSvd`, `dareLinearSvd` and `dareTiesSvd` do the same to ΔW, as the papers do,
+    and take the closest of `rank`: slow on large models. Names and arithmetic are those of PEFT."""
+    density: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the entries that ties and dare keep. Default: 0.5."""
+    rank: Rank | None = None
+    """Rank of combinations that end in svd. Default: the largest of the adapters'."""
+
+
+_SHAPE_OF_THE_START = (
+    "self.rank == 16 && self.alpha == 32.0 && self.targetModules == ['all-linear'] && !self.rsLora && !self.dora && "
+    "self.init == 'zero' && self.rankPattern.size() == 0 && self.alphaPattern.size() == 0 && !has(self.layers) && "
+    "!has(self.modulesToSave)"
+)
+
 
 class Lora(MethodOptions):
     """Low-rank adapters beside frozen linear layers (Hu et al. 2021, arXiv:2106.09685)."""
@@ -51,6 +122,11 @@ class Lora(MethodOptions):
         Rule(
             "!(has(self.init) && has(self.dora)) || self.init != 'pissa' || !self.dora",
             "init: pissa takes the update out of the base weight, which dora normalises: choose one",
+        ),
+        Rule(
+            f"!has(self.startFrom) || ({_SHAPE_OF_THE_START})",
+            "startFrom: rank, alpha, targetModules, layers, modulesToSave, rsLora, dora, init and the patterns are "
+            "those of the stored adapters: leave them out",
         ),
     )
 
@@ -80,6 +156,13 @@ class Lora(MethodOptions):
     """Numbers of the blocks that get adapters, from 0. Default: all."""
     modules_to_save: ModuleNames | None = None
     """Modules that are trained whole and published with the adapter, such as `lm_head`."""
+    start_from: StartFrom | None = None
+    """Start from stored adapters, combined into one, instead of from nothing. Rank, alpha, layers and the like are then
+    theirs. With `training.maxSteps: 0` nothing is trained: the combination is measured and published as it is."""
+
+    @property
+    def adapters(self) -> list[AdapterSource]:
+        return self.start_from.adapters if self.start_from else []
 
 
 class QLora(MethodOptions):
@@ -311,10 +394,27 @@ class Method(Model):
         options: MethodOptions = getattr(self, self._member)
         return options
 
+    def starting_from(self, start: StartFrom) -> "Method":
+        """The same method with another start; only for one that starts from stored adapters."""
+        options = self.options.model_copy(update={"start_from": start})
+        return self.model_copy(update={self._member: options})
+
+    def with_artifacts(self, artifacts: Mapping[str, str]) -> "Method":
+        """The same method with `job://name` replaced by the URI that `artifacts` has for the name."""
+        start = self.lora.start_from if self.lora else None
+        if start is None:
+            return self
+        return self.starting_from(start.model_copy(update={"adapters": [_found(a, artifacts) for a in start.adapters]}))
+
     @property
     def _member(self) -> str:
         (name,) = [name for name in type(self).model_fields if getattr(self, name) is not None]
         return name
+
+
+def _found(adapter: AdapterSource, artifacts: Mapping[str, str]) -> AdapterSource:
+    place = uris.parse(adapter.uri)
+    return adapter.model_copy(update={"uri": artifacts[place.name]}) if place.scheme == "job" else adapter
 
 
 def methods_that(trait: str) -> list[str]:

@@ -52,6 +52,7 @@ class Reason(StrEnum):
 
     # Interruptions and waits: the job goes on by itself, or as soon as the cause is gone.
     PREEMPTED = "Preempted"
+    WAITING_FOR_JOB = "WaitingForJob"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     VOLUME_NOT_READY = "VolumeNotReady"
@@ -64,6 +65,7 @@ class Reason(StrEnum):
 
     # Failures: the job has ended.
     BAD_SPEC = "BadSpec"
+    DEPENDENCY_FAILED = "DependencyFailed"
     DATASET_INVALID = "DatasetInvalid"
     DATASET_UNAVAILABLE = "DatasetUnavailable"
     MODEL_UNAVAILABLE = "ModelUnavailable"
@@ -84,6 +86,7 @@ class Reason(StrEnum):
 
 
 NEXT_STEP: dict[Reason, str] = {
+    Reason.WAITING_FOR_JOB: "Nothing to do: this job goes on as soon as that one has succeeded.",
     Reason.PREEMPTED: "Nothing to do: the run resumes from its last checkpoint.",
     Reason.UNSCHEDULABLE: "Ask for less in spec.resources, or add a node that fits spec.scheduling.",
     Reason.IMAGE_PULL_FAILED: "Check the operator's trainer image and its pull secret.",
@@ -94,6 +97,7 @@ NEXT_STEP: dict[Reason, str] = {
     Reason.STALLED: "The step count stands still: look at `finetune logs`.",
     Reason.RETRYING: "Nothing to do: the stage is tried again.",
     Reason.BAD_SPEC: "Correct the field and apply the job under a new name, or delete and apply it again.",
+    Reason.DEPENDENCY_FAILED: "Apply that job again under a new name and name it here, in a new job.",
     Reason.NAME_CONFLICT: "Delete or rename the object in the way: it belongs to somebody else.",
     Reason.DATASET_INVALID: "Correct the records that the message names, then apply the job again.",
     Reason.DATASET_UNAVAILABLE: "Check dataset URI, path and access, then apply the job again.",

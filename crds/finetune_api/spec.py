@@ -4,38 +4,22 @@ A field exists here only if the operator or the trainer acts on it. Two axes car
 `method` (which parameters move); neither knows the other.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from finetune_api import labels
+from finetune_api import labels, uris
 from finetune_api.methods import Lora, Method, methods_that
 from finetune_api.schema import DnsLabel, DnsName, Model, Quantity, Rule, at_most_one_of, exactly_one_of
+from finetune_api.sources import REVISION_OF_THE_HUB, Auth, not_a_local_file, stays_inside
 from finetune_api.uris import DATASET_FORMS, DATASET_PATTERN, MODEL_FORMS, MODEL_PATTERN, OUTPUT_FORMS, OUTPUT_PATTERN
-
-_LOCAL_FILE = "file:// works only with `finetune run` on one machine; in a cluster use pvc://claim/path"
-
-
-def _not_a_local_file(field: str) -> Rule:
-    return Rule(f"!self.{field}.startsWith('file://')", _LOCAL_FILE, cluster_only=True)
-
-
-def _stays_inside(field: str) -> Rule:
-    return Rule(rf"!self.{field}.matches(r'(^|/)\.\.(/|$)')", f"{field} must not contain '..'")
-
-
-class Auth(Model):
-    """Credentials for one source."""
-
-    secret_name: DnsName
-    """Name of a Secret in the job's namespace whose key `token` is sent as the bearer token (Hugging Face Hub,
-    https)."""
 
 
 class ModelSource(Model):
     """The base model."""
 
-    rules: ClassVar = (_not_a_local_file("uri"), _stays_inside("uri"))
+    rules: ClassVar = (not_a_local_file("uri"), stays_inside("uri"))
 
     uri: Annotated[str, Field(pattern=MODEL_PATTERN, max_length=1024, json_schema_extra={"x-message": MODEL_FORMS})]
     """Where the model lives: `hf://org/name`, or `pvc://claim/path` for a folder in Hugging Face layout (config,
@@ -76,9 +60,9 @@ class Source(Model):
     """One set of records."""
 
     rules: ClassVar = (
-        _not_a_local_file("uri"),
-        _stays_inside("uri"),
-        Rule("!has(self.revision) || self.uri.startsWith('hf://')", "revision belongs to hf:// sources only"),
+        not_a_local_file("uri"),
+        stays_inside("uri"),
+        REVISION_OF_THE_HUB,
     )
 
     uri: Annotated[str, Field(pattern=DATASET_PATTERN, max_length=1024, json_schema_extra={"x-message": DATASET_FORMS})]
@@ -178,8 +162,9 @@ class Training(Model):
 
     epochs: Annotated[float, Field(gt=0, le=1000)] = 3
     """Passes over the training data; may be a fraction. maxSteps, when set, wins."""
-    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    """Optimizer steps, whatever the number of epochs."""
+    max_steps: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
+    """Optimizer steps, whatever the number of epochs. 0, for a method that starts from stored adapters, trains nothing:
+    what they make together is measured and published as it is."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 16
     """Records per optimizer step, over all devices."""
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -241,7 +226,7 @@ class Evaluation(Model):
 class Output(Model):
     """Where the result goes."""
 
-    rules: ClassVar = (_not_a_local_file("uri"), _stays_inside("uri"))
+    rules: ClassVar = (not_a_local_file("uri"), stays_inside("uri"))
 
     uri: Annotated[str, Field(pattern=OUTPUT_PATTERN, max_length=1024, json_schema_extra={"x-message": OUTPUT_FORMS})]
     """Folder for the result: `pvc://claim/path`. What is there is replaced only if an earlier run of this job put it
@@ -348,6 +333,12 @@ class FineTuneJobSpec(Model):
             "tokens are: leave it out, or take promptTuning or pTuning",
         ),
         Rule(
+            "!has(self.training.maxSteps) || self.training.maxSteps > 0 || "
+            "(has(self.method.lora) && has(self.method.lora.startFrom))",
+            "training.maxSteps: 0 publishes stored adapters without training: name them in method.lora.startFrom, or "
+            "train for a step at least",
+        ),
+        Rule(
             "self.resources.gpus > 0 || self.training.optimizer != 'pagedAdamw8bit'",
             "training.optimizer: pagedAdamw8bit moves its state out of a GPU's memory; without a GPU choose adamw8bit",
         ),
@@ -374,6 +365,18 @@ class FineTuneJobSpec(Model):
     """Longest time that pods of this job may be active, in seconds; suspended and queued time does not count."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
     """Seconds after its end at which the job is deleted; the published artifact stays. Default: never."""
+
+    @property
+    def named_jobs(self) -> list[str]:
+        """Names of the FineTuneJobs whose artifacts this one needs, each once."""
+        places = [uris.parse(adapter.uri) for adapter in self.method.options.adapters]
+        return list(dict.fromkeys(place.name for place in places if place.scheme == "job"))
+
+    def with_artifacts(self, artifacts: Mapping[str, str]) -> "FineTuneJobSpec":
+        """The same spec with each `job://name` replaced by the URI that `artifacts` has for the name."""
+        if not self.named_jobs:
+            return self
+        return self.model_copy(update={"method": self.method.with_artifacts(artifacts)})
 
     def resolved(self) -> "FineTuneJobSpec":
         """The same spec with the defaults filled in that depend on other fields; resolving twice changes nothing."""

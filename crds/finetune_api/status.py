@@ -63,7 +63,7 @@ class Plan(Model):
     total_parameters: int | None = None
     """Parameters of the model, adapters included."""
     trainable_parameters: int | None = None
-    """Those that move."""
+    """Those that move; of a run without steps, those of its adapter."""
     micro_batch_size: int | None = None
     """Records per forward pass; rows, where records are packed."""
     gradient_accumulation: int | None = None

@@ -1,4 +1,4 @@
-"""Where bytes live: the URI forms that models, datasets and outputs are named with.
+"""Where bytes live: the URI forms that models, datasets, adapters and outputs are named with.
 
 It splits a URI and says which schemes fit which place. It opens nothing.
 """
@@ -9,16 +9,18 @@ HUB = r"hf://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 CLAIM = r"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 MODEL_PATTERN = rf"^({HUB}|{CLAIM}(/.+)?|file://.+)$"
 DATASET_PATTERN = rf"^({HUB}(/.+)?|{CLAIM}/.+|configmap://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-\w.]+|https://.+|file://.+)$"
+ADAPTER_PATTERN = rf"^({HUB}|{CLAIM}/.+|job://[a-z0-9]([-a-z0-9]*[a-z0-9])?|file://.+)$"
 OUTPUT_PATTERN = rf"^({CLAIM}/.+|file://.+)$"
 MODEL_FORMS = "must be hf://org/name or pvc://claim/path"
 DATASET_FORMS = "must be pvc://claim/path, hf://org/name[/path], https://host/path or configmap://name/key"
+ADAPTER_FORMS = "must be pvc://claim/path, hf://org/name or job://name"
 OUTPUT_FORMS = "must be pvc://claim/path"
 
 
 @dataclass(frozen=True)
 class Uri:
     """A parsed URI. `hf://org/name/path` has the name `org/name`; `pvc://claim/path` the name `claim`; `file://` has
-    none."""
+    none. `job://name` is the artifact of that FineTuneJob."""
 
     scheme: str
     name: str

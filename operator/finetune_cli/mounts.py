@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api import uris
-from finetune_api.spec import Auth, FineTuneJobSpec, Source
+from finetune_api.sources import Auth
+from finetune_api.spec import FineTuneJobSpec, Source
 
 OPTIONS = {"pvc": "--volume", "configmap": "--config-map", "secret": "--secret"}
 """URI scheme → the option of `finetune run` that says where it lies."""
@@ -40,6 +41,12 @@ def needs(spec: FineTuneJobSpec) -> Iterator[Need]:
     yield from _sources("spec.dataset.train", spec.dataset.train)
     yield from _sources("spec.dataset.validation.sources", spec.dataset.validation.sources or [])
     yield from _sources("spec.dataset.test.sources", spec.dataset.test.sources or [])
+    for index, adapter in enumerate(spec.method.options.adapters):
+        path = f"spec.method.{spec.method.kind}.startFrom.adapters[{index}]"
+        if adapter.uri.startswith("job://"):
+            told = "only a cluster knows other jobs; name the folder that the job published, as file://"
+            raise MountError(f"{adapter.uri}: {told}", f"{path}.uri")
+        yield from _place(path, adapter.uri, adapter.auth)
     yield from _place("spec.output", spec.output.uri, None)
 
 

@@ -58,13 +58,19 @@ def data_line(data: Data) -> str:
 
 
 def plan_line(plan: Plan) -> str:
-    """`0.9 M of 135.4 M parameters move (0.7 %), 30 steps of 8 × 2 records, learning rate 0.0002`."""
+    """`0.9 M of 135.4 M parameters move (0.7 %), 30 steps of 8 × 2 records, learning rate 0.0002`.
+
+    Without a step: `0.9 M of 135.4 M parameters are the adapter's (0.7 %); nothing is trained`.
+    """
     parts = []
     if plan.trainable_parameters and plan.total_parameters:
         moving, total = plan.trainable_parameters, plan.total_parameters
+        what = "are the adapter's" if plan.total_steps == 0 else "move"
         parts.append(
-            f"{figures.count(moving)} of {figures.count(total)} parameters move ({figures.share(moving / total)})"
+            f"{figures.count(moving)} of {figures.count(total)} parameters {what} ({figures.share(moving / total)})"
         )
+    if plan.total_steps == 0:
+        return "; ".join([*parts, "nothing is trained"])
     if plan.total_steps:
         batch = f" of {plan.micro_batch_size} × {plan.gradient_accumulation} records" if plan.micro_batch_size else ""
         parts.append(f"{plan.total_steps:,} steps{batch}")

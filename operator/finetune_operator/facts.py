@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from finetune_api import labels
 from finetune_api.events import ProgressReport
-from finetune_api.reasons import Reason
+from finetune_api.reasons import ConditionType, Reason
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec, Metadata
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import Artifact, FineTuneJobStatus
 
 Object = dict[str, Any]
 StageName = Literal["prepare", "train", "publish"]
@@ -104,6 +104,19 @@ class Health:
 
 
 @dataclass(frozen=True)
+class NamedJob:
+    """Another FineTuneJob, that this one waits for."""
+
+    name: str
+    is_complete: bool = False
+    failure: str = ""
+    """Message of its Failed condition; empty: it has not failed."""
+    artifact: Artifact | None = None
+    waits_for: tuple[str, ...] = ()
+    """The jobs that it names itself, until its run is frozen."""
+
+
+@dataclass(frozen=True)
 class Observed:
     """All that a decision about one job may depend on, beside the time and the settings."""
 
@@ -124,6 +137,9 @@ class Observed:
     """Objects in the way: they have the name of a child and another owner."""
     refusal: tuple[Reason, str] | None = None
     """What the API server answered when a child was to be created."""
+    named_jobs: Mapping[str, NamedJob] = field(default_factory=dict)
+    """The jobs that the spec names, and those that they wait for, by name; one that is missing does not exist. Read
+    until the run is frozen."""
     health: Health | None = None
     reports: Mapping[str, ProgressReport] = field(default_factory=dict)
     """The last progress page of each training pod, by its uid."""
@@ -152,6 +168,21 @@ def seconds_between(start: str | None, end: str | None) -> float:
     if not start or not end:
         return 0
     return max(0.0, (moment(end) - moment(start)).total_seconds())
+
+
+def named_job(name: str, spec: FineTuneJobSpec | None, status: FineTuneJobStatus) -> NamedJob:
+    """Read another FineTuneJob as far as a job that waits for it has to know it."""
+    conditions = {condition.type: condition for condition in status.conditions}
+    true = {kind for kind, condition in conditions.items() if condition.status == "True"}
+    progressing, failed = conditions.get(ConditionType.PROGRESSING), conditions.get(ConditionType.FAILED)
+    waits = status.phase is None or (progressing is not None and progressing.reason == Reason.WAITING_FOR_JOB)
+    return NamedJob(
+        name=name,
+        is_complete=ConditionType.COMPLETE in true,
+        failure=f"{failed.reason}: {failed.message}" if failed and ConditionType.FAILED in true else "",
+        artifact=status.artifact,
+        waits_for=tuple(spec.named_jobs) if spec and waits else (),
+    )
 
 
 def controller_of(body: Object) -> str:

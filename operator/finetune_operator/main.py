@@ -54,6 +54,7 @@ class Operator:
         self._queue: WorkQueue[Key] = WorkQueue(monotonic)
         self._seen: dict[Key, tuple[str, int, bool]] = {}
         self._live: set[Key] = set()
+        self._followers = watches.Followers()
 
     async def run(self) -> bool:
         """Serve, if need be after waiting for the lead; False when the lead was lost."""
@@ -103,7 +104,9 @@ class Operator:
 
         @kopf.on.event(labels.GROUP, labels.VERSION, labels.PLURAL, registry=registry)
         async def event(type: str | None, body: kopf.Body, **_: Any) -> None:
-            self._take(type, body["metadata"], body.get("status", {}).get("phase"))
+            phase = body.get("status", {}).get("phase")
+            self._take(type, body["metadata"], phase)
+            self._follow(type, body, phase)
 
         return registry
 
@@ -119,8 +122,20 @@ class Operator:
         else:
             self._live.add(key)
 
+    def _follow(self, type: str | None, body: Mapping[str, Any], phase: str | None) -> None:
+        """Queue the jobs that wait for this one when it appears, ends or goes."""
+        key = (body["metadata"]["namespace"], body["metadata"]["name"])
+        if phase in OVER or type == "DELETED":
+            self._followers.forget(key)
+        else:
+            self._followers.note(key, body.get("spec", {}))
+        if phase in OVER or type in ("ADDED", "DELETED"):
+            for follower in self._followers.of(key):
+                self._queue.add(follower)
+
     def _forget(self, key: Key) -> None:
         """A job that is found to be gone, whether or not its deletion was told."""
+        self._followers.forget(key)
         self._seen.pop(key, None)
         self._live.discard(key)
 

@@ -4,8 +4,9 @@ It decides what a pod looks like and may do. When a child is made is `plan`'s bu
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from finetune_api import labels, uris
@@ -27,9 +28,12 @@ RUN_PART = "run"
 WORKSPACE_PART = "workspace"
 
 
-def frozen_run(metadata: Metadata, spec: FineTuneJobSpec, settings: Settings) -> Run:
-    """The run as it will stay: defaults resolved, image chosen, mounts named."""
-    spec = spec.resolved()
+def frozen_run(
+    metadata: Metadata, spec: FineTuneJobSpec, settings: Settings, artifacts: Mapping[str, str] = MappingProxyType({})
+) -> Run:
+    """The run as it will stay: defaults resolved, image chosen, mounts named, and `artifacts` in place of the jobs that
+    the spec names."""
+    spec = spec.resolved().with_artifacts(artifacts)
     return Run(
         name=metadata.name,
         namespace=metadata.namespace,
@@ -43,11 +47,12 @@ def frozen_run(metadata: Metadata, spec: FineTuneJobSpec, settings: Settings) ->
 def roots(spec: FineTuneJobSpec, stage: str) -> dict[str, bool]:
     """What a stage's pod mounts beside the workspace, and whether it may write there.
 
-    Only `prepare` sees the data and the credentials; `train` sees neither them nor the output.
+    Only `prepare` sees the data, the adapters to start from and the credentials; `train` sees neither them nor the
+    output.
     """
     mounts: dict[str, bool] = {}
     if stage == "prepare":
-        mounts |= dict.fromkeys(_mountable(source.uri for source in _sources(spec)), False) | {
+        mounts |= dict.fromkeys(_mountable(_read_by_prepare(spec)), False) | {
             f"secret://{name}": False for name in _secrets(spec)
         }
     mounts |= dict.fromkeys(_mountable([spec.model.uri]), False)
@@ -226,7 +231,7 @@ def _environment(spec: FineTuneJobSpec) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "OMP_NUM_THREADS": str(_threads(spec)),
     }
-    if not any(uri.startswith("hf://") for uri in [spec.model.uri, *(source.uri for source in _sources(spec))]):
+    if not any(uri.startswith("hf://") for uri in [spec.model.uri, *_read_by_prepare(spec)]):
         environment["HF_HUB_OFFLINE"] = "1"
     return environment
 
@@ -286,8 +291,14 @@ def _sources(spec: FineTuneJobSpec) -> list[Source]:
     return [source for sources in splits for source in sources]
 
 
+def _read_by_prepare(spec: FineTuneJobSpec) -> list[str]:
+    """URIs of what no other stage reads."""
+    return [source.uri for source in _sources(spec)] + [adapter.uri for adapter in spec.method.options.adapters]
+
+
 def _secrets(spec: FineTuneJobSpec) -> list[str]:
     auths = [spec.model.auth, *(source.auth for source in _sources(spec))]
+    auths += [adapter.auth for adapter in spec.method.options.adapters]
     return sorted({auth.secret_name for auth in auths if auth is not None})
 
 

@@ -5,6 +5,7 @@ It decides which reads are needed. What they mean is `facts`', what follows from
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,7 +16,7 @@ from finetune_api.spec import FineTuneJobSpec, Metadata
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import facts
 from finetune_operator.cluster import Cluster, Kind
-from finetune_operator.facts import STAGES, Observed
+from finetune_operator.facts import STAGES, NamedJob, Observed
 from finetune_operator.objects import RUN_PART, WORKSPACE_PART
 from finetune_operator.status import is_finished, next_stage
 
@@ -27,6 +28,8 @@ PODS = Kind("v1", "pods")
 EVENTS = Kind("v1", "events")
 CONFIG_MAPS = Kind("v1", "configmaps")
 CLAIMS = Kind("v1", "persistentvolumeclaims")
+NAMED_JOBS_READ = 64
+"""Jobs that are looked at for one that waits; a longer chain is followed by the jobs in it."""
 
 
 async def observe(cluster: Cluster, body: Object, thorough: bool = False) -> Observed:
@@ -36,8 +39,10 @@ async def observe(cluster: Cluster, body: Object, thorough: bool = False) -> Obs
     Kubernetes Job is read. `thorough` assumes nothing and reads all: the caller was told that a child exists already.
     """
     bare = _bare(body)
-    if is_finished(bare.status) or bare.spec is None or (bare.status.phase is None and not thorough):
+    if is_finished(bare.status) or bare.spec is None:
         return bare
+    if bare.status.phase is None and not thorough:
+        return replace(bare, named_jobs=await _named_jobs(cluster, bare))
     stages = STAGES if thorough else (next_stage(bare.status),)
     metadata = bare.metadata
     names = [labels.child_name(metadata.name, metadata.uid, part) for part in (RUN_PART, WORKSPACE_PART, *stages)]
@@ -47,6 +52,7 @@ async def observe(cluster: Cluster, body: Object, thorough: bool = False) -> Obs
         *(cluster.get(kind, metadata.namespace, name) for kind, name in zip(kinds, names, strict=True))
     )
     seen = _Children.sorted_out(metadata.uid, children)
+    named = await _named_jobs(cluster, bare) if seen.run is None else {}
     return Observed(
         metadata=metadata,
         spec=bare.spec,
@@ -56,7 +62,24 @@ async def observe(cluster: Cluster, body: Object, thorough: bool = False) -> Obs
         jobs={job.stage: job for job in [await _job(cluster, one) for one in seen.jobs]},
         pods=tuple([await _pod(cluster, one) for one in sorted(await pods, key=_age)]),
         conflicts=seen.conflicts,
+        named_jobs=named,
     )
+
+
+async def _named_jobs(cluster: Cluster, bare: Observed) -> dict[str, NamedJob]:
+    """The jobs that a job waits for, those that they wait for, and so on: a circle is not seen from one job alone."""
+    found: dict[str, NamedJob] = {}
+    asked: set[str] = set()
+    left = list(bare.spec.named_jobs) if bare.spec else []
+    while left and len(asked) < NAMED_JOBS_READ:
+        name = left.pop(0)
+        asked.add(name)
+        body = await cluster.get(FINETUNE_JOBS, bare.metadata.namespace, name)
+        if body is not None and "deletionTimestamp" not in body["metadata"]:
+            other = _bare(body)
+            found[name] = facts.named_job(name, other.spec, other.status)
+            left += [one for one in found[name].waits_for if one not in asked]
+    return found
 
 
 def _bare(body: Object) -> Observed:

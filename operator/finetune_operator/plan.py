@@ -31,7 +31,7 @@ Object = dict[str, Any]
 
 CONFLICT_SECONDS = 10
 """An object in the way is nobody's event: look again after so long."""
-TOLD = {Reason.TRAINING: "Normal", Reason.SUSPENDED: "Normal", Reason.SUCCEEDED: "Normal"}
+TOLD = dict.fromkeys((Reason.TRAINING, Reason.SUSPENDED, Reason.SUCCEEDED, Reason.WAITING_FOR_JOB), "Normal")
 """Reasons of Progressing that are worth a Kubernetes Event although nothing is wrong."""
 UNTOLD = frozenset(
     {Reason.PREPARING, Reason.QUEUED, Reason.STARTING, Reason.PUBLISHING, Reason.SUSPENDING, Reason.RESUMED}
@@ -177,6 +177,48 @@ def _conflict(observed: Observed, reached: Milestones, now: datetime) -> Verdict
     return _waiting(Reason.NAME_CONFLICT, f"{', '.join(observed.conflicts)} exists and is not this job's")
 
 
+def _named_jobs(observed: Observed, reached: Milestones, now: datetime) -> Verdict | None:
+    """Until the run is frozen: what the jobs that the spec names have to say."""
+    if observed.spec is None or observed.run is not None:
+        return None
+    names = observed.spec.named_jobs
+    hopeless = (verdict for name in names if (verdict := _hopeless(observed, name)) is not None)
+    waiting = (name for name in names if name not in observed.named_jobs or not observed.named_jobs[name].is_complete)
+    if (verdict := next(hopeless, None)) is not None:
+        return verdict
+    if (name := next(waiting, None)) is not None:
+        absent = "" if name in observed.named_jobs else ", which does not exist yet"
+        return _waiting(Reason.WAITING_FOR_JOB, f"waiting for the FineTuneJob {name}{absent}")
+    return None
+
+
+def _hopeless(observed: Observed, name: str) -> Verdict | None:
+    """Why what job `name` publishes will never be there, or be of no use."""
+    if observed.metadata.name in _reached_from(observed, name):
+        way = "names this job" if name == observed.metadata.name else f"the FineTuneJob {name} waits for this job"
+        return _failed(Reason.BAD_SPEC, f"job://{name}: {way}: jobs that wait for each other never begin")
+    job = observed.named_jobs.get(name)
+    if job is None or not (job.failure or job.is_complete):
+        return None
+    if job.failure:
+        return _failed(Reason.DEPENDENCY_FAILED, f"the FineTuneJob {name} failed: {job.failure}")
+    if job.artifact is None or job.artifact.kind != "adapter" or not job.artifact.uri:
+        what = f"a {job.artifact.kind}" if job.artifact and job.artifact.kind else "nothing"
+        return _failed(Reason.BAD_SPEC, f"job://{name}: that job published {what}, where an adapter is needed")
+    return None
+
+
+def _reached_from(observed: Observed, name: str) -> set[str]:
+    """`name`, the jobs that it waits for, the jobs that they wait for, and so on."""
+    reached, left = set(), [name]
+    while left:
+        one = left.pop()
+        reached.add(one)
+        job = observed.named_jobs.get(one)
+        left += [other for other in (job.waits_for if job else ()) if other not in reached]
+    return reached
+
+
 def _refused(observed: Observed, reached: Milestones, now: datetime) -> Verdict | None:
     return _waiting(*observed.refusal) if observed.refusal else None
 
@@ -227,6 +269,7 @@ RULES: tuple[Rule, ...] = (
     _deadline,
     _suspension,
     _conflict,
+    _named_jobs,
     _refused,
     _starting,
     _pod,
@@ -296,15 +339,22 @@ def _is_held(verdict: Verdict) -> bool:
 def _creations(observed: Observed, reached: Milestones, verdict: Verdict, settings: Settings) -> tuple[Object, ...]:
     """The children that the stage lacks; never a Job beside a pod that is still alive."""
     is_over = verdict.phase in (Phase.SUCCEEDED, Phase.FAILED)
-    if is_over or _is_held(verdict) or observed.conflicts or observed.spec is None:
+    is_held = _is_held(verdict) or verdict.reason is Reason.WAITING_FOR_JOB
+    if is_over or is_held or observed.conflicts or observed.spec is None:
         return ()
     if reached.stage in observed.jobs or any(not pod.is_over for pod in observed.pods):
         return ()
-    run = observed.run or objects.frozen_run(observed.metadata, observed.spec, settings)
+    run = observed.run or objects.frozen_run(observed.metadata, observed.spec, settings, _artifacts(observed))
     children = [] if observed.run else [objects.run_config_map(run)]
     if not observed.has_workspace:
         children.append(objects.workspace_claim(run))
     return (*children, objects.stage_job(run, reached.stage, settings))
+
+
+def _artifacts(observed: Observed) -> dict[str, str]:
+    """Where the jobs that the spec names have published."""
+    found = ((job.name, job.artifact.uri) for job in observed.named_jobs.values() if job.artifact is not None)
+    return {name: uri for name, uri in found if uri is not None}
 
 
 def _requeue_after(observed: Observed, verdict: Verdict, now: datetime) -> float | None:

@@ -1,10 +1,11 @@
-"""Turns what happens to the children of jobs into the keys of those jobs, and forgets it.
+"""Turns what happens to the children of jobs, and to jobs that others wait for, into the keys of those it concerns.
 
 It decides which changes can matter. A change that is overlooked is found by the sweep: nothing depends on seeing each.
 """
 
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from typing import Any
 
 from finetune_api import labels
 from finetune_operator.cluster import Change, Cluster
@@ -17,6 +18,37 @@ SETTLE_SECONDS = 0.1
 """A Kubernetes Job and its pod change together: one look serves both."""
 TROUBLES = (("Pod", "FailedMount"), ("Job", "FailedCreate"))
 """Events that tell what no status tells."""
+
+
+class Followers:
+    """Which jobs wait for which: what one job publishes, another may start from.
+
+    It knows what was told it last, and forgets jobs that have ended. Names may be those of jobs that do not exist.
+    """
+
+    def __init__(self) -> None:
+        self._named: dict[Key, frozenset[Key]] = {}
+
+    def note(self, key: Key, spec: Mapping[str, Any]) -> None:
+        """A job that has not ended, as its object says it."""
+        named = frozenset((key[0], name) for name in jobs_named(spec))
+        if named:
+            self._named[key] = named
+
+    def forget(self, key: Key) -> None:
+        self._named.pop(key, None)
+
+    def of(self, key: Key) -> list[Key]:
+        """The jobs that name this one."""
+        return [follower for follower, named in self._named.items() if key in named]
+
+
+def jobs_named(spec: Mapping[str, Any]) -> list[str]:
+    """Names behind `job://` in a spec as it is stored; the API server has checked its form."""
+    starts = [(options or {}).get("startFrom") or {} for options in (spec.get("method") or {}).values()]
+    found = (adapter["uri"] for start in starts for adapter in start.get("adapters", ()))
+    return [uri.removeprefix("job://") for uri in found if uri.startswith("job://")]
+
 
 _CHILD = re.compile(r"^(?P<job>.+)-[0-9a-f]{5}-(prepare|train|publish)(-[a-z0-9]{5})?$")
 

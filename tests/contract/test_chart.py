@@ -221,4 +221,5 @@ def test_the_policy_knows_every_place_that_can_name_a_secret() -> None:
         "spec.dataset.train[].auth.secretName",
         "spec.dataset.validation.sources[].auth.secretName",
         "spec.dataset.test.sources[].auth.secretName",
+        "spec.method.lora.startFrom.adapters[].auth.secretName",
     }

@@ -118,6 +118,7 @@ def refusal(plane: ControlPlane, secrets: dict[str, str], namespace: str = "team
     for split in ("validation", "test"):
         if split in secrets:
             dataset[split] = {"sources": [source("hf://org/data/b.jsonl", secrets[split])]}
+    adapters = [source("hf://org/adapter", secret) for place, secret in secrets.items() if place == "adapter"]
     job = {
         "apiVersion": labels.API_VERSION,
         "kind": labels.KIND,
@@ -125,6 +126,7 @@ def refusal(plane: ControlPlane, secrets: dict[str, str], namespace: str = "team
         "spec": {
             "model": source("hf://org/model", secrets.get("model")),
             "dataset": dataset,
+            "method": {"lora": {"startFrom": {"adapters": adapters}} if adapters else {}},
             "output": {"uri": "pvc://out/a"},
         },
     }
@@ -135,7 +137,7 @@ def refusal(plane: ControlPlane, secrets: dict[str, str], namespace: str = "team
     return ""
 
 
-@pytest.mark.parametrize("place", ["model", "train", "validation", "test"])
+@pytest.mark.parametrize("place", ["model", "train", "validation", "test", "adapter"])
 def test_nobody_can_have_a_secret_mounted_that_they_cannot_read(installed: ControlPlane, place: str) -> None:
     """Wherever a job names a Secret, its author must be allowed to get it; the refusal names the Secret."""
     said = refusal(installed, {place: "theirs"})

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import adapters
 import preparing
 import servers
 from finetune_api.reasons import Reason
@@ -593,6 +594,36 @@ def test_a_secret_opens_a_private_model(tmp_path: Path, online: Any) -> None:
         run = run_of(tmp_path / "other", source, model=model, mounts={"secret://hub": str(tmp_path)})
         told = "spec.model.auth.secretName: the Secret hub has no key `token`"
         assert refusal(run) == ("AccessDenied", told)
+
+
+def test_a_hub_adapter_is_pinned_and_fetched_once(tmp_path: Path, online: Any) -> None:
+    """With its own Secret; its commit is recorded, its pictures stay there, and what was downloaded goes."""
+    files = {path.name: path.read_bytes() for path in adapters.adapter(tmp_path / "original").iterdir()}
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "token").write_text("hf_right\n")
+    source = {"uri": "hf://team/adapter", "auth": {"secretName": "hub"}}
+    stored = servers.Repository(files | {"picture.png": b"x"}, token="hf_right")
+    with servers.hub({"models/team/adapter": stored}) as server:
+        online(server.url)
+        run = run_of(
+            tmp_path,
+            jsonl(tmp_path / "a.jsonl", PAIRS),
+            method={"lora": {"startFrom": {"adapters": [source]}}},
+            mounts={"secret://hub": str(tmp_path / "secret")},
+        )
+        _, page, workspace = prepared(run)
+        assert page.start is not None
+        assert [origin.revision for origin in page.start.adapters] == [servers.COMMIT]
+        assert {path.name: path.read_bytes() for path in workspace.start.iterdir()} == files
+        assert not workspace.downloads.exists()
+        server.seen.clear()
+        prepared(run)
+        assert server.seen == []
+        del stored.files["adapter_model.safetensors"]
+        stored.files["adapter_model.bin"] = b"x"
+        (workspace.start / "adapter_model.safetensors").unlink()
+        told = "hf://team/adapter has its weights as a pickle, which could run code: convert them"
+        assert refusal(run) == ("BadSpec", f"spec.method.lora.startFrom.adapters[0]: {told}")
 
 
 def test_without_a_network_the_failure_may_be_retried(tmp_path: Path, online: Any) -> None:

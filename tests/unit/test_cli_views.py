@@ -157,6 +157,9 @@ def test_data_and_plan_are_a_line_each() -> None:
     )
     assert summary.data_line(Data()) == "no records"
     assert summary.plan_line(Plan()) == ""
+    assert summary.plan_line(plan.model_copy(update={"total_steps": 0})) == (
+        "922 k of 135 M parameters are the adapter's (0.7 %); nothing is trained"
+    )
 
 
 @pytest.mark.parametrize("reason", list(NEXT_STEP))

@@ -7,7 +7,8 @@ import pytest
 
 from finetune_api.events import StageReport
 from finetune_api.job import FineTuneJob
-from finetune_cli.mounts import MountError, folders, mounts
+from finetune_api.spec import FineTuneJobSpec
+from finetune_cli.mounts import MountError, folders, mounts, needs
 from finetune_cli.workspace import Workspace, WorkspaceError
 
 
@@ -156,3 +157,17 @@ def test_an_option_without_name_or_folder_is_refused(option: str) -> None:
     """`--volume data` says nothing."""
     with pytest.raises(MountError, match="expected name=DIR"):
         folders("pvc", [option])
+
+
+def test_adapters_to_start_from_are_mounted_too(tmp_path: Path) -> None:
+    """By claim and Secret; what a job publishes is known to a cluster alone, and the message says what to name."""
+    auth = {"secretName": "hub"}
+    adapters = [{"uri": "pvc://adapters/a"}, {"uri": "hf://org/b", "auth": auth}, {"uri": "job://first"}]
+
+    def spec(*chosen: dict[str, object]) -> FineTuneJobSpec:
+        return a_job(method={"lora": {"startFrom": {"adapters": list(chosen)}}}).spec
+
+    assert [need.root for need in needs(spec(*adapters[:2]))][-3:] == ["pvc://adapters", "secret://hub", "pvc://models"]
+    with pytest.raises(MountError, match="only a cluster knows other jobs") as refused:
+        mounts(spec(*adapters), {})
+    assert refused.value.path == "spec.method.lora.startFrom.adapters[2].uri"

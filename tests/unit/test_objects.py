@@ -41,6 +41,21 @@ SPECS: dict[str, dict[str, Any]] = {
         },
         "retry": {"limit": 1},
     },
+    "starting-from-adapters": {
+        "model": {"uri": "pvc://models/base"},
+        "method": {
+            "lora": {
+                "startFrom": {
+                    "adapters": [
+                        {"uri": "pvc://adapters/one", "weight": 0.5},
+                        {"uri": "hf://org/adapter", "weight": 0.5, "auth": {"secretName": "hub"}},
+                    ]
+                }
+            }
+        },
+        "training": {"maxSteps": 0},
+        "resources": {"gpus": 0},
+    },
     "offline-on-cpu": {"model": {"uri": "pvc://models/base"}, "resources": {"gpus": 0}},
 }
 

@@ -11,14 +11,15 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from finetune_api.reasons import Phase, Reason
 from finetune_api.run import Run
-from finetune_api.status import Attempt, FineTuneJobStatus
-from finetune_operator.facts import STAGES, Observed, Pod, StageJob, StageName, Termination, timestamp
+from finetune_api.status import Artifact, Attempt, FineTuneJobStatus
+from finetune_operator.facts import STAGES, NamedJob, Observed, Pod, StageJob, StageName, Termination, timestamp
 from finetune_operator.plan import Plan, plan
 from finetune_operator.status import is_finished, next_stage
 from unit.observed import METADATA, NOW, SETTINGS, at, ended, observed, pod, running, spec, stage_job
@@ -56,6 +57,67 @@ def test_a_new_job_gets_its_run_its_workspace_and_its_first_job() -> None:
     ]
     assert decided.status is not None
     assert decided.status.phase == Phase.PREPARING
+
+
+START = {"lora": {"startFrom": {"adapters": [{"uri": "job://first", "weight": 0.5}, {"uri": "job://second"}]}}}
+MODEL = Artifact(uri="pvc://models/second", digest="sha256:abc", kind="model")
+DONE = Artifact(uri="pvc://models/first", digest="sha256:abc", kind="adapter")
+
+
+def with_jobs(*jobs: NamedJob) -> Observed:
+    """A new job that starts from what `first` and `second` publish, and what is known of other jobs."""
+    return observed(started=False, spec=spec(method=START), named_jobs={job.name: job for job in jobs})
+
+
+def test_a_job_makes_nothing_until_all_that_it_names_have_succeeded() -> None:
+    """It says which one it waits for, and whether that exists."""
+    for jobs, told in (
+        ([NamedJob("first"), NamedJob("second")], "waiting for the FineTuneJob first."),
+        ([NamedJob("first", True, artifact=DONE)], "waiting for the FineTuneJob second, which does not exist yet."),
+    ):
+        decided = decide(with_jobs(*jobs))
+        assert decided.create == ()
+        assert decided.status is not None
+        assert decided.status.phase == Phase.WAITING
+        assert reason(decided.status) == Reason.WAITING_FOR_JOB
+        assert told in decided.status.conditions[-1].message
+        assert [(event.type, event.reason) for event in decided.events] == [("Normal", Reason.WAITING_FOR_JOB)]
+
+
+def test_the_frozen_run_names_artifacts_and_is_never_asked_again() -> None:
+    """Once frozen, it does not matter what becomes of the other jobs."""
+    other = Artifact(uri="pvc://other/second", digest="sha256:def", kind="adapter")
+    seen = with_jobs(NamedJob("first", True, artifact=DONE), NamedJob("second", True, artifact=other))
+    run = Run.model_validate_json(decide(seen).create[0]["data"]["run.json"])
+    assert [adapter.uri for adapter in run.spec.method.options.adapters] == ["pvc://models/first", "pvc://other/second"]
+    assert {"pvc://models", "pvc://other"} <= set(run.mounts)
+    assert reason(after(replace(seen, run=run, named_jobs={}))) == Reason.PREPARING
+
+
+@pytest.mark.parametrize(
+    ("jobs", "why", "told"),
+    [
+        ([NamedJob("second", failure="Diverged: the loss")], Reason.DEPENDENCY_FAILED, "second failed: Diverged: the"),
+        (
+            [NamedJob("second", True, artifact=Artifact(uri="pvc://a/b", kind="model"))],
+            Reason.BAD_SPEC,
+            "a model, where",
+        ),
+        ([NamedJob("first", True)], Reason.BAD_SPEC, "job://first: that job published nothing"),
+        ([NamedJob("second", waits_for=("support-bot",))], Reason.BAD_SPEC, "second waits for this job"),
+        (
+            [NamedJob("second", waits_for=("third",)), NamedJob("third", waits_for=("third", "support-bot"))],
+            Reason.BAD_SPEC,
+            "second waits for this job",
+        ),
+    ],
+    ids=["failed", "whole-model", "nothing", "circle", "longer-circle"],
+)
+def test_what_will_never_be_there_is_not_waited_for(jobs: list[NamedJob], why: Reason, told: str) -> None:
+    """Whichever of the named jobs it is, and although another one has not come yet."""
+    status = after(with_jobs(*jobs))
+    assert (status.phase, reason(status)) == (Phase.FAILED, why)
+    assert told in status.conditions[-1].message
 
 
 def test_a_frozen_run_is_what_later_jobs_are_made_of() -> None:

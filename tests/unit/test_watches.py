@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api import labels
 from finetune_operator.cluster import Change
-from finetune_operator.watches import key_of_job, key_of_pod, key_of_trouble
+from finetune_operator.watches import Followers, jobs_named, key_of_job, key_of_pod, key_of_trouble
 
 KEY = ("team", "support-bot")
 
@@ -59,3 +59,24 @@ def test_an_event_is_traced_to_its_job_by_the_childs_name(name: str, key: tuple[
     """Events carry no labels of ours; the deterministic names do."""
     told = Change("ADDED", {"metadata": {}, "involvedObject": {"namespace": "team", "name": name}})
     assert key_of_trouble(told) == key
+
+
+STARTING = {"method": {"lora": {"startFrom": {"adapters": [{"uri": "job://first"}, {"uri": "pvc://models/a"}]}}}}
+
+
+def test_jobs_that_wait_for_one_are_found_by_its_name() -> None:
+    """In its own namespace, until they have ended."""
+    followers = Followers()
+    followers.note(KEY, STARTING)
+    followers.note(("team", "other"), {"method": {"lora": {}}})
+    assert followers.of(("team", "first")) == [KEY]
+    assert followers.of(("elsewhere", "first")) == []
+    followers.forget(KEY)
+    assert followers.of(("team", "first")) == []
+
+
+@pytest.mark.parametrize("spec", [{}, {"method": None}, {"method": {"full": {}}}, {"method": {"lora": None}}])
+def test_a_spec_of_any_shape_names_jobs_or_none(spec: dict[str, Any]) -> None:
+    """It is read as it is stored, before anything has parsed it."""
+    assert jobs_named(spec) == []
+    assert jobs_named(STARTING) == ["first"]

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import shutil
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from finetune_trainer import hub
 from finetune_trainer.data.tokenizer import FILES, read_json
 from finetune_trainer.failures import Failure
 from finetune_trainer.output import megabytes
+from finetune_trainer.tensor_file import TensorFile
 from finetune_trainer.workspace import Workspace, new_folder, write_file
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,6 @@ ORIGIN = "origin.json"
 """In a downloaded model: where it came from. It is written last."""
 CONFIGS = (*FILES, "config.json", "generation_config.json", "model.safetensors.index.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-LONGEST_HEADER = 100_000_000
-"""Bytes; as in safetensors itself."""
 
 
 @dataclass(frozen=True)
@@ -167,20 +165,10 @@ def _instead(others: list[str]) -> str:
 
 def _check_weights(path: Path, name: str) -> None:
     """A safetensors file says how long it is: a cut copy or a git-lfs pointer is found here, not in train."""
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else LONGEST_HEADER + 1
-        try:
-            header: dict[str, Any] = json.loads(file.read(length) if length <= LONGEST_HEADER else b"")
-            ends = [tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"]
-        except (ValueError, AttributeError, KeyError, TypeError):
-            pointer = " (a git-lfs pointer: fetch the file itself)" if head.startswith(b"version ") else ""
-            message = f"{FIELD}.uri: {path.name} of {name} is not a safetensors file{pointer}"
-            raise Failure(Reason.MODEL_INVALID, message) from None
-    expected, found = 8 + length + max(ends, default=0), path.stat().st_size
-    if found != expected:
-        told = f"has {found:,} bytes where its header says {expected:,}: copy it again"
-        raise Failure(Reason.MODEL_INVALID, f"{FIELD}.uri: {path.name} of {name} {told}")
+    try:
+        TensorFile(path)
+    except ValueError as error:
+        raise Failure(Reason.MODEL_INVALID, f"{FIELD}.uri: {path.name} of {name} {error}") from None
 
 
 def _stamp(weights: list[Path]) -> str:

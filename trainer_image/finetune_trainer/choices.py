@@ -7,6 +7,7 @@ and the model allow. Options are the method's defaults, but those of the job's o
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def row(folder: Path, spec: FineTuneJobSpec) -> dict[str, Any]:
     from finetune_trainer.fitting import largest, limit
     from finetune_trainer.memory import PlannedModel
     from finetune_trainer.modelling import quiet
+    from finetune_trainer.start import composed_here
 
     quiet()
     told: dict[str, Any] = {"method": spec.method.kind}
@@ -43,7 +45,8 @@ def row(folder: Path, spec: FineTuneJobSpec) -> dict[str, Any]:
     if spec.objective.classification and spec.objective.classification.labels:
         labels = spec.objective.classification.labels
     try:
-        model = PlannedModel(folder, spec, labels)
+        with tempfile.TemporaryDirectory() as start:
+            model = PlannedModel(folder, composed_here(spec, Path(start)), labels)
         fit = largest(model, load(folder, spec), spec.resources)
     except Failure as failure:
         return told | {"refused": failure.message}

@@ -5,7 +5,6 @@ whole. It knows no file format and no template; those are in `data`.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,8 +27,9 @@ from finetune_trainer.data.table import Column, TableWriter
 from finetune_trainer.data.tokenizer import ModelTokenizer, save
 from finetune_trainer.data.tokens import Encoder
 from finetune_trainer.failures import Failure
-from finetune_trainer.prepared import TOKENIZER, Prepared, Split, SplitFiles, SplitName, Table, write_page
+from finetune_trainer.prepared import TOKENIZER, Prepared, Split, SplitFiles, SplitName, Start, Table, write_page
 from finetune_trainer.report import Progress
+from finetune_trainer.state import sha256_of
 from finetune_trainer.workspace import Workspace, new_folder
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,8 @@ class Preparation:
     progress: Progress
     model: BaseModel
     tokenizer: ModelTokenizer
+    start: Start | None = None
+    """Stored adapters that the method starts from; `spec` names their composition."""
 
     @property
     def max_length(self) -> int:
@@ -105,11 +107,6 @@ def prepared_data(job: Preparation, key: str, watch: Watch) -> Prepared:
             left.unlink()
         write_page(draft, page)
     return page
-
-
-def sha256_of(content: Any) -> str:
-    """sha256 of JSON-ready `content`, the same for equal content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _opened(job: Preparation) -> dict[SplitName, list[OpenSource]]:

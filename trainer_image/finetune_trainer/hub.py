@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from finetune_api import uris
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
-from finetune_api.spec import Auth
+from finetune_api.sources import Auth
 from finetune_trainer.failures import Failure
 from finetune_trainer.output import megabytes
 

@@ -54,7 +54,7 @@ class PlannedModel:
     """The model of a run, to be counted and rehearsed. Raises Failure for a spec that cannot be trained."""
 
     def __init__(self, folder: Path, spec: FineTuneJobSpec, labels: list[str]) -> None:
-        self._on_gpu = spec.resources.gpus > 0
+        self._on_gpu, self._trains = spec.resources.gpus > 0, spec.training.max_steps != 0
         self.dtype = dtype = compute_dtype(spec)
         base = modelling.blank_base(folder, spec, labels)
         method = METHODS[spec.method.kind]
@@ -68,7 +68,7 @@ class PlannedModel:
         self.trainable = _count(parameter for parameter in model.parameters() if parameter.requires_grad)
         if dtype is not torch.float32:
             modelling.narrow_frozen(model, dtype)
-        self._fixed = _fixed(model, {id(layer.weight): size for layer, size in quantized.items()})
+        self._fixed = _fixed(model, {id(layer.weight): size for layer, size in quantized.items()}, self._trains)
         used = {id(parameter) for parameter in model.parameters() if parameter.dtype is torch.float32}
         self._replaced = 4 * _count(parameter for key, parameter in loaded.items() if key not in used)
         for layer in quantized:
@@ -86,7 +86,9 @@ class PlannedModel:
     def memory(self, shape: Shape) -> Memory:
         """The peak of the train stage, in bytes, where no micro-batch is larger than `shape`."""
         fixed, gradients = self._fixed, self._fixed.gradients_bytes
-        kept, step = self._stage.train(self._batch(shape, shape.rows), self._loss, shape.accumulates)
+        kept = step = 0
+        if self._trains:
+            kept, step = self._stage.train(self._batch(shape, shape.rows), self._loss, shape.accumulates)
         evaluation = self._stage.evaluate(self._batch(shape, EVALUATED * shape.rows), self._loss)
         # In a single micro-batch gradients appear while activations go; at the optimizer's step only they are there.
         passing = max(gradients + step if shape.accumulates else step, gradients, evaluation)
@@ -122,7 +124,7 @@ def compute_dtype(spec: FineTuneJobSpec) -> torch.dtype:
     return device.compute_dtype(spec.training.precision, on)
 
 
-def _fixed(model: nn.Module, quantized: dict[int, int]) -> Memory:
+def _fixed(model: nn.Module, quantized: dict[int, int], trains: bool) -> Memory:
     """The parts that do not depend on the data; `quantized` says by id what weights take that are held otherwise."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     moving = sum(tensor.nbytes for tensor in tensors.values() if tensor.requires_grad)
@@ -130,8 +132,8 @@ def _fixed(model: nn.Module, quantized: dict[int, int]) -> Memory:
     return Memory(
         frozen_weights_bytes=still,
         trainable_weights_bytes=moving,
-        gradients_bytes=moving,
-        optimizer_bytes=MOMENTS * moving,
+        gradients_bytes=moving if trains else 0,
+        optimizer_bytes=MOMENTS * moving if trains else 0,
     )
 
 

@@ -7,7 +7,7 @@ import json
 
 from finetune_api.run import Run
 from finetune_api.status import Metrics, Sample
-from finetune_trainer.prepared import Prepared
+from finetune_trainer.prepared import Prepared, Start
 from finetune_trainer.results import Result, base_name
 
 OPENING = {
@@ -50,10 +50,18 @@ def _summary(run: Run, page: Prepared, result: Result) -> str:
     what = "An adapter for" if result.kind == "adapter" else "A whole model, tuned from"
     moved, total = page.plan.trainable_parameters, page.plan.total_parameters
     share = f" {moved:,} of {total:,} parameters were trained." if moved and total else ""
+    if page.start is not None and not result.state.step:
+        return f"{what} `{run.spec.model.uri}`, {_origins(page.start)}. Nothing was trained.\n"
+    began = f" It began as one {_origins(page.start)}." if page.start is not None else ""
     return (
         f"{what} `{run.spec.model.uri}`, fine-tuned with the objective `{run.spec.objective.kind}` and the method "
-        f"`{run.spec.method.kind}` over {result.state.step:,} optimizer steps.{share}\n"
+        f"`{run.spec.method.kind}` over {result.state.step:,} optimizer steps.{share}{began}\n"
     )
+
+
+def _origins(start: Start) -> str:
+    adapters = ", ".join(f"{one.weight:g} × `{one.uri}` (`{one.revision}`)" for one in start.adapters)
+    return f"made by `{start.combination}` of {adapters}"
 
 
 def _metrics(result: Result) -> str:

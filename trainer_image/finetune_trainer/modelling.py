@@ -118,8 +118,9 @@ def applied(base: LoadedModel, spec: FineTuneJobSpec, labels: list[str]) -> nn.M
     """A blank base with the run's method applied; raises Failure where that cannot be."""
     from finetune_trainer.methods import METHODS
 
+    steps = 0 if spec.training.max_steps == 0 else 1  # how many there are does not matter here, but that there are
     with torch.device("meta"):
-        return METHODS[spec.method.kind].apply(base, spec.method.options, _head(spec, labels), steps=1)
+        return METHODS[spec.method.kind].apply(base, spec.method.options, _head(spec, labels), steps)
 
 
 def _head(spec: FineTuneJobSpec, labels: list[str]) -> Head:

@@ -19,12 +19,14 @@ from finetune_api.spec import FineTuneJobSpec, Training
 from finetune_api.status import Plan
 from finetune_trainer.base_model import base_model
 from finetune_trainer.data.tokenizer import load
-from finetune_trainer.dataset import Preparation, Watch, data_key, prepared_data, sha256_of
+from finetune_trainer.dataset import Preparation, Watch, data_key, prepared_data
 from finetune_trainer.failures import Failure
 from finetune_trainer.output import check_output, check_room
 from finetune_trainer.parameters import ParameterCount, Parameters
 from finetune_trainer.prepared import Prepared, open_split, read_prepared, write_page
 from finetune_trainer.report import Progress
+from finetune_trainer.start import composed_start, settled
+from finetune_trainer.state import sha256_of
 from finetune_trainer.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -67,9 +69,10 @@ def prepare(
 
 def _preparation(run: Run, workspace: Workspace, progress: Progress, page: Prepared | None) -> Preparation:
     model = base_model(run, workspace, {page.model_stamp: page.model_revision} if page else {})
-    spec = run.spec.resolved()
+    spec = settled(run.spec.resolved(), workspace.start)
     tokenizer = load(model.folder, model.name, spec.dataset.template)
-    job = Preparation(run, spec, workspace, progress, model, tokenizer)
+    start = composed_start(run, workspace, model, page.start if page else None)
+    job = Preparation(run, spec, workspace, progress, model, tokenizer, start)
     _check_positions(job)
     return job
 
@@ -89,7 +92,7 @@ def _report(page: Prepared) -> StageReport:
 def _plan_key(job: Preparation) -> str:
     """Covers what the plan depends on besides the data."""
     spec = job.spec.to_wire(include={"model", "objective", "method", "training", "resources"})
-    return sha256_of([spec, job.model.revision, str(job.model.folder)])
+    return sha256_of([spec, job.model.revision, str(job.model.folder), *([job.start.digest] if job.start else [])])
 
 
 def _planned(job: Preparation, page: Prepared, parameters: Parameters, plan_key: str) -> Prepared:
@@ -99,7 +102,8 @@ def _planned(job: Preparation, page: Prepared, parameters: Parameters, plan_key:
         "model_revision": job.model.revision,
         "model_stamp": job.model.stamp,
     }
-    return page.model_copy(update={"plan": _plan(job, page, parameters), "plan_key": plan_key, **model})
+    made = {"plan": _plan(job, page, parameters), "plan_key": plan_key, "start": job.start}
+    return page.model_copy(update=made | model)
 
 
 def _plan(job: Preparation, page: Prepared, parameters: Parameters) -> Plan:
@@ -151,7 +155,9 @@ def schedule(training: Training, records: int, rows: int, fitting: int | None = 
         batch = max(1, round(batch * share))
         micro = largest_divisor(batch, at_most=max(1, round(micro * share)))
     micro = fitting or micro
-    steps = training.max_steps or math.ceil(training.epochs * math.ceil(rows / batch))
+    steps = training.max_steps
+    if steps is None:
+        steps = math.ceil(training.epochs * math.ceil(rows / batch))
     return micro, batch // micro, steps
 
 
@@ -178,6 +184,6 @@ def _summary(page: Prepared) -> str:
         "duplicates": data.duplicates,
         "packed rows": data.packed_rows,
         "steps": plan.total_steps,
-        "of the parameters move": plan.trainable_parameters,
+        "of the parameters move" if plan.total_steps else "parameters in the adapter": plan.trainable_parameters,
     }
     return ", ".join(f"{number:,} {what}" for what, number in told.items() if number)

@@ -36,6 +36,26 @@ class SplitFiles(Model):
     """Prefix of the pack files; absent: not packed."""
 
 
+class Origin(Model):
+    """A stored adapter that the run starts from."""
+
+    uri: str
+    revision: str
+    """The hub's commit, or sha256 of its weights."""
+    weight: float
+
+
+class Start(Model):
+    """What the run starts from, where that is not the base model alone."""
+
+    key: str
+    """sha256 of everything that shaped it."""
+    digest: str
+    """sha256 of its weights."""
+    adapters: list[Origin]
+    combination: str
+
+
 class Prepared(Model):
     """The page `prepared.json`. It is written last: where it stands, all is complete."""
 
@@ -49,6 +69,8 @@ class Prepared(Model):
     """What a record of the training data was."""
     data: Data
     """Counts and fingerprint, as in the job's status."""
+    start: Start | None = None
+    """Stored adapters that the method starts from."""
     plan: Plan = Plan()
     """As in the job's status."""
     labels: list[str] = []

@@ -152,6 +152,7 @@ def manifest(publication: Publication, folder: Path) -> dict[str, Any]:
         "job": {"name": run.name, "namespace": run.namespace, "uid": run.uid},
         "kind": result.kind,
         "baseModel": {"uri": run.spec.model.uri, "revision": page.model_revision},
+        **({"startFrom": page.start.to_wire(exclude={"key"})} if page.start else {}),
         "data": page.data.to_wire(),
         "plan": page.plan.to_wire(),
         "metrics": metrics(result),

@@ -1,8 +1,9 @@
 """Where a run stands and which run it is, besides its tensors. It imports no torch, so that every stage can read it."""
 
 import hashlib
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from finetune_api.reasons import Reason
 from finetune_api.schema import Model
@@ -74,3 +75,8 @@ def sha256(path: Path) -> str:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_of(content: Any) -> str:
+    """sha256 of JSON-ready `content`, the same for equal content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -30,6 +30,7 @@ from finetune_trainer.prepared import Prepared, SplitName, open_split, read_prep
 from finetune_trainer.report import Progress
 from finetune_trainer.results import Baseline, HeldOut
 from finetune_trainer.samples import answers
+from finetune_trainer.start import settled
 from finetune_trainer.state import Identity, check_identity
 from finetune_trainer.workspace import Workspace, write_file
 
@@ -59,7 +60,7 @@ class Stage:
 
     @property
     def spec(self) -> FineTuneJobSpec:
-        return self.run.spec
+        return settled(self.run.spec, self.workspace.start)
 
     def rows(self, name: SplitName) -> Rows | None:
         """The rows of a split; None where it is switched off or empty."""
@@ -89,6 +90,8 @@ def stage_of(run: Run, workspace: Workspace, progress: Progress, stop: StopReque
     if page is None:
         raise Failure(Reason.INPUT_UNAVAILABLE, f"{workspace.prepared} holds no prepared data: run `prepare` first")
     recipe = run.spec.to_wire(include={"objective", "method", "training"})
+    if page.start is not None:
+        recipe["start"] = page.start.digest
     identity = Identity(
         uid=run.uid,
         data=page.data.fingerprint or "",
@@ -129,7 +132,9 @@ def assemble(stage: Stage) -> FineTuner:
     on = device.device()
     dtype = device.compute_dtype(stage.page.plan.precision or stage.spec.training.precision, on)
     base = method.load(Path(stage.page.model_path), head, stage.page.pad_token_id, options, dtype)
-    model = method.apply(base, options, head, stage.page.plan.total_steps or 1, tokenizer_folder(stage.workspace))
+    steps = stage.page.plan.total_steps
+    assert steps is not None
+    model = method.apply(base, options, head, steps, tokenizer_folder(stage.workspace))
     if dtype is not torch.float32:
         modelling.narrow_frozen(model, dtype)
     rows = stage.rows("train")
@@ -227,7 +232,7 @@ def follow(stage: Stage, tuner: FineTuner) -> Course:
     if tuner.resumed_from is not None:
         log.info("resuming from step %d", course.state.step)
         checkpoints.restore_weights(tuner.resumed_from, tuner)
-        course.catch_up()
+    course.catch_up()
     if not course.state.finished:
         tuner.train(resume_from_checkpoint=str(tuner.resumed_from.folder) if tuner.resumed_from else None)
     if not course.state.finished:

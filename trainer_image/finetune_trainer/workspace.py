@@ -31,8 +31,13 @@ class Workspace:
         return self.root / "model"
 
     @property
+    def start(self) -> Path:
+        """The adapter that training starts from, where it starts from stored ones; complete when it exists."""
+        return self.root / "start"
+
+    @property
     def downloads(self) -> Path:
-        """Dataset files that had to be fetched, until they are prepared."""
+        """Dataset files and adapters that had to be fetched, until they are prepared."""
         return self.root / "downloads"
 
     @property

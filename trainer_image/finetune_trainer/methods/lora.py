@@ -1,7 +1,8 @@
 """LoRA: a frozen layer's output plus alpha / rank · B·A of its input (Hu et al. 2021, arXiv:2106.09685), by PEFT.
 
-B starts at zero, so an untrained adapter changes nothing. PiSSA starts elsewhere and takes its start out of the frozen
-weight; what was learnt on top is saved as an ordinary adapter. LoRA+ is a matter of learning rates alone.
+B starts at zero, so an untrained adapter changes nothing, unless it starts from stored ones. PiSSA starts elsewhere and
+takes its start out of the frozen weight; what was learnt on top is saved as an ordinary adapter. LoRA+ is a matter of
+learning rates alone.
 """
 
 import math
@@ -19,6 +20,7 @@ from finetune_api.methods import Lora as Options
 from finetune_api.reasons import Reason
 from finetune_trainer.failures import Failure
 from finetune_trainer.methods.lora_linear import ADAPTER, hasten
+from finetune_trainer.methods.lora_start import begin, started_config, stored_start, without_adapter
 from finetune_trainer.methods.method import ALL_LINEAR, linear_layers, target_layers
 from finetune_trainer.methods.peft_method import PeftMethod, is_transposed, whole
 from finetune_trainer.modelling import Head, LoadedModel
@@ -30,6 +32,8 @@ Start = dict[str, torch.Tensor]
 
 class Lora(PeftMethod):
     def config(self, base: LoadedModel, options: Options, head: Head, steps: int) -> peft.LoraConfig:
+        if (stored := stored_start(options)) is not None:
+            return started_config(stored, base, options.dropout, head, steps)
         for name, pattern in (("rankPattern", options.rank_pattern), ("alphaPattern", options.alpha_pattern)):
             target_layers(base, f"{FIELD}.{name}", list(pattern))
         return peft.LoraConfig(
@@ -52,6 +56,9 @@ class Lora(PeftMethod):
         self, base: LoadedModel, options: Options, head: Head, steps: int, tokenizer: Path | None = None
     ) -> nn.Module:
         model = super().apply(base, options, head, steps)
+        if (stored := stored_start(options)) is not None:
+            begin(model, stored)
+            model.has_begun = True
         if options.init == "pissa":
             model.start = {name: parameter.detach().clone() for name, parameter in _factors(model)}
         hasten(model)
@@ -61,6 +68,9 @@ class Lora(PeftMethod):
         super().save(model, folder, base_name, base_revision)
         if hasattr(model, "start"):
             _save_difference(model, folder, model.start)
+
+    def untouched(self, model: peft.PeftModel) -> nn.Module:
+        return without_adapter(model.get_base_model()) if getattr(model, "has_begun", False) else model
 
     def parameter_rates(self, model: nn.Module, options: Options, rate: float) -> dict[str, float]:
         if options.plus_ratio is None:

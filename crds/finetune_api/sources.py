@@ -1,0 +1,28 @@
+"""What every source of bytes in a spec has in common: its credentials, and the rules on its URI.
+
+It decides what may stand in any `uri` field. Which schemes fit which place is said beside the patterns in uris.py.
+"""
+
+from finetune_api.schema import DnsName, Model, Rule
+
+_LOCAL_FILE = "file:// works only with `finetune run` on one machine; in a cluster use pvc://claim/path"
+
+REVISION_OF_THE_HUB = Rule(
+    "!has(self.revision) || self.uri.startsWith('hf://')", "revision belongs to hf:// sources only"
+)
+
+
+def not_a_local_file(field: str) -> Rule:
+    return Rule(f"!self.{field}.startsWith('file://')", _LOCAL_FILE, cluster_only=True)
+
+
+def stays_inside(field: str) -> Rule:
+    return Rule(rf"!self.{field}.matches(r'(^|/)\.\.(/|$)')", f"{field} must not contain '..'")
+
+
+class Auth(Model):
+    """Credentials for one source."""
+
+    secret_name: DnsName
+    """Name of a Secret in the job's namespace whose key `token` is sent as the bearer token (Hugging Face Hub,
+    https)."""
