@@ -79,9 +79,9 @@ def t5(folder: Path, seed: int = 0, **shape: Any) -> Path:
     from transformers import T5Config, T5ForConditionalGeneration
 
     words = byte_vocabulary()
-    usual = {"d_model": HIDDEN, "d_kv": 12, "d_ff": 2 * HIDDEN, "num_heads": 4, "num_layers": LAYERS}
+    usual = {"d_model": HIDDEN, "d_kv": 12, "d_ff": 2 * HIDDEN, "num_heads": 4, "num_layers": 2 * LAYERS}
     config = T5Config(
-        **usual | {"num_decoder_layers": 2 * LAYERS, "decoder_start_token_id": words["pad_token_id"]} | words | shape
+        **usual | {"num_decoder_layers": LAYERS, "decoder_start_token_id": words["pad_token_id"]} | words | shape
     )
     return save(folder, T5ForConditionalGeneration, config, byte_tokenizer(chat_template=None), seed)
 

@@ -196,7 +196,7 @@ def test_every_layer_of_the_decoder_has_a_prefix_of_its_own(name: str, kind: str
     Left to itself PEFT gives two layers of an even number the same one, and never uses half of what is learnt.
     """
     model, read = adapted(folders[name], kind, tokens=TOKENS), torch.tensor([INPUTS[1]])
-    answer, layers = torch.tensor([ANSWERS[2]]), {"bart": 3}.get(name, 4)
+    answer, layers = torch.tensor([ANSWERS[2]]), {"bart": 3}.get(name, 2)
     pairs = layers if layers % 2 else layers + 1
     with torch.no_grad():
         numbers = model.prompt_encoder["default"](torch.arange(TOKENS)[None])[0].view(TOKENS, pairs, 2, 4, -1)
@@ -266,7 +266,11 @@ PUBLISHED = {"t5-small": T5_SMALL, "flan-t5-small": FLAN_T5_SMALL}
 
 
 def spec_of(method: dict[str, Any], **stanzas: Any) -> FineTuneJobSpec:
-    places = {"model": {"uri": "pvc://m/m"}, "dataset": {"train": [{"uri": "pvc://d/d"}]}, "output": {"uri": "pvc://o"}}
+    places = {
+        "model": {"uri": "pvc://m/m"},
+        "dataset": {"train": [{"uri": "pvc://d/d"}]},
+        "output": {"uri": "pvc://o/o"},
+    }
     return FineTuneJobSpec.model_validate({**places, "resources": {"gpus": 0}, "method": method, **stanzas})
 
 
@@ -356,7 +360,7 @@ PAIRS = [{"prompt": f"question {number}", "completion": f"answer {number}"} for 
 
 
 @pytest.mark.parametrize(
-    ("layers", "places"), [([3], {"decoder.block.3"}), ([1], {"encoder.block.1", "decoder.block.1"})]
+    ("layers", "places"), [([3], {"encoder.block.3"}), ([1], {"encoder.block.1", "decoder.block.1"})]
 )
 def test_the_number_of_a_block_means_it_in_either_half(
     layers: list[int], places: set[str], folders: dict[str, Path]
@@ -406,7 +410,8 @@ def test_data_that_are_no_inputs_and_answers_are_refused(
     run = preparing.run_of(tmp_path, preparing.jsonl(tmp_path / "a.jsonl", rows), **stanzas)
     with pytest.raises(Failure) as refused:
         preparing.prepared(run)
-    assert (refused.value.reason, refused.value.message) == (reason, message)
+    assert refused.value.reason is reason
+    assert refused.value.message.removeprefix(f"file://{tmp_path}/") == message
 
 
 @pytest.mark.parametrize(
@@ -423,7 +428,7 @@ def test_data_that_are_no_inputs_and_answers_are_refused(
             "of zero, or choose lora",
         ),
         (
-            {"method": {"bitFit": {"addBiases": True}}, "output": {"uri": "pvc://o", "merge": True}},
+            {"method": {"bitFit": {"addBiases": True}}, "output": {"uri": "pvc://o/o", "merge": True}},
             "output.merge: a plain 't5' model has no place for the biases that method.bitFit.addBiases adds: publish "
             "without it",
         ),

@@ -35,8 +35,8 @@ WRITER = Head("AutoModelForCausalLM", "CAUSAL_LM", generates=True)
 CLASSIFIER = Head("AutoModelForSequenceClassification", "SEQ_CLS", generates=False, labels=("a", "b"))
 ANSWERER = Head("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM", generates=True)
 T5_ENDS = [
-    *(f"encoder.block.{number}.layer.1.DenseReluDense.wo" for number in range(2)),
-    *(f"decoder.block.{number}.layer.2.DenseReluDense.wo" for number in range(4)),
+    *(f"encoder.block.{number}.layer.1.DenseReluDense.wo" for number in range(4)),
+    *(f"decoder.block.{number}.layer.2.DenseReluDense.wo" for number in range(2)),
 ]
 BLOCK = 64
 NF4 = (
