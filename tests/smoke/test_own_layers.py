@@ -431,10 +431,12 @@ def test_the_places_are_right_in_every_architecture_that_is_named(architecture: 
         torch.manual_seed(0)
         model = small(architecture).eval()
         inputs = read_by(model, torch.arange(5, 12).unsqueeze(0))
-        before = model(**inputs)[0]
+        with torch.no_grad():  # T5's attention takes another way where its biases want a gradient
+            before = model(**inputs)[0]
         METHODS[kind].apply(LoadedModel(model, ()), OPTIONS[kind], head_of("llama"), steps=1)
         if kind == "adapter":
-            assert torch.equal(model(**inputs)[0], before)
+            with torch.no_grad():
+                assert torch.equal(model(**inputs)[0], before)
             sublayers = 2 * 2 + 2 * 3 if model.config.is_encoder_decoder else 2 * 2
             assert sum(type(module).__name__ == "Behind" for module in model.modules()) == sublayers
         else:
