@@ -1,6 +1,6 @@
 """Models and data small enough to make anew in every test: random weights, real file formats, no network.
 
-    model = tiny.llama(tmp_path / "model")            # also tiny.gpt2, tiny.bert
+    model = tiny.llama(tmp_path / "model")            # also tiny.gpt2, tiny.bert, tiny.t5, tiny.flan_t5
     data = tiny.jsonl(tmp_path / "train.jsonl", tiny.completions(32))
 
 Each model is a folder in Hugging Face layout (config, tokenizer, safetensors), made in well under a second, the same
@@ -73,6 +73,36 @@ def bert(folder: Path, seed: int = 0) -> Path:
     return save(folder, BertModel, config, tokenizer, seed)
 
 
+def t5(folder: Path, seed: int = 0, **shape: Any) -> Path:
+    """An encoder-decoder: attention narrower than its states, halves that differ in depth, a tied head; 0.2 M
+    parameters."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    words = byte_vocabulary()
+    usual = {"d_model": HIDDEN, "d_kv": 12, "d_ff": 2 * HIDDEN, "num_heads": 4, "num_layers": 2 * LAYERS}
+    config = T5Config(
+        **usual | {"num_decoder_layers": LAYERS, "decoder_start_token_id": words["pad_token_id"]} | words | shape
+    )
+    return save(folder, T5ForConditionalGeneration, config, byte_tokenizer(chat_template=None), seed)
+
+
+def flan_t5(folder: Path, seed: int = 0) -> Path:
+    """The same as T5 1.1 and Flan-T5 are: gated, and with a head of its own, of which only the weights tell."""
+    from transformers import T5ForConditionalGeneration
+
+    def untied(config: Any) -> Any:
+        import torch
+
+        model = T5ForConditionalGeneration(config)
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+        model.all_tied_weights_keys.pop("lm_head.weight")
+        return model
+
+    t5(folder, seed, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    config = T5ForConditionalGeneration.config_class.from_pretrained(folder)
+    return save(folder, untied, config, byte_tokenizer(chat_template=None), seed)
+
+
 def save(folder: Path, model_class: Any, config: Any, tokenizer: Any, seed: int) -> Path:
     import torch
 
@@ -97,7 +127,7 @@ def byte_vocabulary() -> dict[str, int]:
     }
 
 
-def byte_tokenizer() -> Any:
+def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> Any:
     """One token a byte, after the three special ones: any text goes in and comes back, 259 tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -112,7 +142,7 @@ def byte_tokenizer() -> Any:
         eos_token=EOS,
         pad_token=PAD,
         model_max_length=POSITIONS,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
     )
 
 

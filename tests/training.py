@@ -19,7 +19,7 @@ from finetune_trainer.workspace import Workspace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread only costs on models of this size
 
-MODELS = {"llama": tiny.llama, "gpt2": tiny.gpt2, "bert": tiny.bert}
+MODELS = {"llama": tiny.llama, "gpt2": tiny.gpt2, "bert": tiny.bert, "t5": tiny.t5}
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 8, "dropout": 0.1},
     "qlora": {"rank": 8, "dropout": 0.1},
@@ -74,12 +74,17 @@ PAIRS = [
         for method in METHODS
     ),
     *(Pair("bert", "classification", method) for method in METHODS),
+    *(Pair("t5", "sft", method) for method in METHODS),
 ]
 MADE_FOR_ENCODERS = ("bitFit", "adapter", "uniPelt")
+OF_ENCODER_DECODERS = ("lora", "full", "prefixTuning", "adapter")
+"""Of each kind one: a layer beside others, all weights, a cache, and a layer of ours in both halves."""
 
 
 def is_core(pair: Pair) -> bool:
     """Every pair of the two plainest methods, and of each other method the one that its paper would begin with."""
+    if pair.model == "t5":
+        return pair.method in OF_ENCODER_DECODERS
     home = Pair("bert", "classification", pair.method) if pair.method in MADE_FOR_ENCODERS else None
     return pair.method in ("lora", "full") or pair == (home or Pair("llama", "sft", pair.method))
 

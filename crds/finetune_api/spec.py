@@ -105,7 +105,8 @@ class Dataset(Model):
 
 
 class Sft(Model):
-    """Supervised fine-tuning: next-token cross-entropy on answers (chat, prompt/completion) or on plain text."""
+    """Supervised fine-tuning: next-token cross-entropy on answers (chat, prompt/completion) or on plain text. An
+    encoder-decoder reads the prompt and learns the completion, or the last answer of a chat; it takes no plain text."""
 
     loss_on: Literal["completion", "all"] = "completion"
     """`completion`: only the assistant's tokens carry loss; `all`: every token. Plain text has no prompt: all its
@@ -187,7 +188,8 @@ class Training(Model):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1
     """Gradients are clipped to this norm."""
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
-    """Tokens per record; longer ones are cut at the end, and counted in status.data.truncated."""
+    """Tokens per record; longer ones are cut at the end, and counted in status.data.truncated. With an encoder-decoder
+    the input and the answer may each be so long."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the forward pass; `auto` takes bf16 where the device computes it natively, and a CPU no slower than
     fp32. Weights that move are kept in fp32."""

@@ -33,12 +33,14 @@ LORA = 2 * 4 * sum(a + b for a, b in [(64, 64), (64, 32), (64, 32), (64, 64), (6
 EMBEDDINGS, NORMS, ROTARY = 259 * 64, 5 * 64, 2 * 8
 """Words and output layer have as many each; frequencies of rotary positions are kept twice."""
 SHAPE = Shape(rows=2, length=32)
+ANSWERS = {"llama": 0, "gpt2": 0, "t5": 16}
+"""Tokens of an answer beside an input, by model."""
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    for make in (tiny.llama, tiny.gpt2, tiny.bert):
+    for make in (tiny.llama, tiny.gpt2, tiny.bert, tiny.t5):
         make(folder / make.__name__)
     (folder / "8b").mkdir()
     (folder / "8b/config.json").write_text(json.dumps(LLAMA_8B))
@@ -122,16 +124,17 @@ def test_a_pass_keeps_what_autograd_saves() -> None:
 
 
 @pytest.mark.parametrize("kind", list(METHODS))
-@pytest.mark.parametrize("model", ["llama", "gpt2"])
+@pytest.mark.parametrize("model", ANSWERS)
 def test_every_method_can_be_planned(models: Path, model: str, kind: str) -> None:
     """More rows, longer rows and gradients that wait never take less."""
-    plan = planned(models / model, {kind: {"addBiases": True} if kind == "bitFit" else {}})
-    small = plan.memory(SHAPE)
+    options = {"bitFit": {"addBiases": True}, "qaLora": {"groupSize": 16}}
+    plan, answer = planned(models / model, {kind: options.get(kind, {})}), ANSWERS[model]
+    small = plan.memory(Shape(2, 32, answer=answer))
     assert small.activations_bytes > 0
-    assert plan.memory(Shape(4, 32)).total > small.total
-    assert plan.memory(Shape(2, 64)).total > small.total
-    assert plan.memory(Shape(2, 32, accumulates=True)).total >= small.total
-    assert plan.memory(SHAPE) == small
+    assert plan.memory(Shape(4, 32, answer=answer)).total > small.total
+    assert plan.memory(Shape(2, 64, answer=answer)).total > small.total
+    assert plan.memory(Shape(2, 32, answer=answer, accumulates=True)).total >= small.total
+    assert plan.memory(Shape(2, 32, answer=answer)) == small
 
 
 def test_packed_rows_and_classifiers_can_be_planned(models: Path) -> None:

@@ -19,7 +19,13 @@ from training import Pair, prepared
 
 GENERATOR = Head("AutoModelForCausalLM", peft_task="CAUSAL_LM", generates=True)
 CLASSIFIER = Head("AutoModelForSequenceClassification", peft_task="SEQ_CLS", generates=False, labels=("no", "yes"))
-MODELS = {"llama": (tiny.llama, GENERATOR), "gpt2": (tiny.gpt2, GENERATOR), "bert": (tiny.bert, CLASSIFIER)}
+WRITER_OF_ANSWERS = Head("AutoModelForSeq2SeqLM", peft_task="SEQ_2_SEQ_LM", generates=True)
+MODELS = {
+    "llama": (tiny.llama, GENERATOR),
+    "gpt2": (tiny.gpt2, GENERATOR),
+    "bert": (tiny.bert, CLASSIFIER),
+    "t5": (tiny.t5, WRITER_OF_ANSWERS),
+}
 
 
 def base_of(name: str, folder: Path) -> tuple[LoadedModel, Head]:
@@ -81,6 +87,7 @@ def test_ia3_finds_its_places_in_every_architecture(tmp_path: Path, name: str) -
             "llama": {"k_proj", "v_proj", "down_proj"},
             "gpt2": {"c_attn", "c_proj"},
             "bert": {"key", "value", "dense"},
+            "t5": {"k", "v", "wo"},
         }[name]
     )
     attention = [key for key, _ in model.named_parameters() if ".ia3_l" in key and "attention.output" in key]

@@ -33,6 +33,11 @@ from training import Pair, Prepared, prepared
 
 WRITER = Head("AutoModelForCausalLM", "CAUSAL_LM", generates=True)
 CLASSIFIER = Head("AutoModelForSequenceClassification", "SEQ_CLS", generates=False, labels=("a", "b"))
+ANSWERER = Head("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM", generates=True)
+T5_ENDS = [
+    *(f"encoder.block.{number}.layer.1.DenseReluDense.wo" for number in range(4)),
+    *(f"decoder.block.{number}.layer.2.DenseReluDense.wo" for number in range(2)),
+]
 BLOCK = 64
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -60,13 +65,15 @@ def quantized(model: nn.Module) -> set[str]:
         (tiny.gpt2, WRITER, {"lm_head"}),
         (tiny.gpt2, CLASSIFIER, {"score"}),
         (tiny.bert, CLASSIFIER, {"classifier"}),
+        (tiny.t5, ANSWERER, {"lm_head", *T5_ENDS}),
     ],
-    ids=["llama", "gpt2", "gpt2 classifier", "bert classifier"],
+    ids=["llama", "gpt2", "gpt2 classifier", "bert classifier", "t5"],
 )
 def test_all_linear_layers_but_the_output_layer_are_in_4_bits(
     tmp_path: Path, model: Any, head: Head, whole: set[str]
 ) -> None:
-    """Embeddings, norms, the output layer and a new head keep fp32; GPT-2's transposed layers are quantized too."""
+    """Embeddings, norms, the output layer and a new head keep fp32; GPT-2's transposed layers are quantized too. The
+    last layers of T5's feed-forwards stay whole: it would cast their inputs to the type of 4-bit weights, integers."""
     base = loaded(model(tmp_path / "model"), head).model
     assert {name for name, module in base.named_modules() if type(module) is nn.Linear} == whole
     assert quantized(base)

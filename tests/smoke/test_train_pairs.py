@@ -1,5 +1,5 @@
-"""Every objective with every method, on decoders and an encoder: it learns, it moves what it should, it can be
-interrupted, and what it publishes is what it trained.
+"""Every objective with every method, on decoders, an encoder and an encoder-decoder: it learns, it moves what it
+should, it can be interrupted, and what it publishes is what it trained.
 
 Theory: objectives and methods know nothing of each other, so each test is written once and holds for all pairs.
 """
@@ -165,7 +165,7 @@ def test_the_card_loads_the_artifact_in_a_fresh_process(
     assert theirs["imports"] is ours
     model = reopened(finished.trained, finished.trained.tuner()).eval()
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([ids])).logits
+        logits = model(**dict.fromkeys(theirs["inputs"], torch.tensor([ids]))).logits
     assert torch.equal(torch.tensor(theirs["logits"]), logits)
 
 
@@ -179,8 +179,10 @@ class FreshPython:
         "for line in sys.stdin:\n"
         "    task = json.loads(line); os.chdir(task['folder']); names = {}\n"
         "    exec(task['code'], names)\n"
-        "    with torch.no_grad(): logits = names['model'].eval()(input_ids=torch.tensor([task['ids']])).logits\n"
-        "    answer = {'logits': logits.tolist(), 'imports': 'finetune_trainer' in sys.modules}\n"
+        "    model, ids = names['model'].eval(), torch.tensor([task['ids']])\n"
+        "    inputs = ['input_ids'] + ['decoder_input_ids'] * model.config.is_encoder_decoder\n"
+        "    with torch.no_grad(): logits = model(**dict.fromkeys(inputs, ids)).logits\n"
+        "    answer = {'logits': logits.tolist(), 'inputs': inputs, 'imports': 'finetune_trainer' in sys.modules}\n"
         "    print('ANSWER', json.dumps(answer), flush=True)\n"
     )
 

@@ -21,14 +21,20 @@ CHAT = [
 
 
 def example(
-    folder: Path, kind: Kind, record: Record, limit: int = 1000, loss_on_all: bool = False, **model: Any
+    folder: Path,
+    kind: Kind,
+    record: Record,
+    limit: int = 1000,
+    loss_on_all: bool = False,
+    in_pairs: bool = False,
+    **model: Any,
 ) -> tuple[str, str, Example]:
     """All of the text that the tokens make, the part of it that is learnt, and the tokens."""
     path = folder / "model"
     if not path.exists():
         preparing.model(path, **model)
     loaded = tokenizers_of_models.load(path, "the model", None)
-    text = Renderer(kind, loaded, loss_on_all)(record)
+    text = Renderer(kind, loaded, loss_on_all, in_pairs)(record)
     (found,) = Encoder(loaded, limit).examples([text])
     decode = loaded.backend.decode
     learnt = decode(found.ids[found.mask].tolist(), skip_special_tokens=False)
@@ -170,3 +176,73 @@ def test_equal_records_share_an_identity(tmp_path: Path) -> None:
     render = Renderer("labelled", loaded, False)
     same = [render(Record(text="t", label="x")).identity for _ in range(2)]
     assert same[0] == same[1] != render(Record(text="t", label="y")).identity
+
+
+# --- inputs and answers, apart ----------------------------------------------------------------------------------------
+
+
+def pair(folder: Path, kind: Kind, record: Record, **options: Any) -> tuple[str, str, Example]:
+    """What the encoder reads, what the decoder writes, and the tokens."""
+    whole, answer, found = example(folder, kind, record, in_pairs=True, **options)
+    return whole.removesuffix(answer), answer, found
+
+
+def ending() -> Tokenizer:
+    """As T5's, which puts an end after each text."""
+    tokenizer = preparing.byte_tokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <|end|>", special_tokens=[("<|end|>", 2)])
+    return tokenizer
+
+
+@pytest.mark.parametrize("tokenizer", [preparing.byte_tokenizer, ending])
+def test_an_input_and_its_answer_have_an_end_each(tmp_path: Path, tokenizer: Any) -> None:
+    """Once, whether the tokenizer writes it or the text does; and every token of the answer is learnt."""
+    read, written, found = pair(
+        tmp_path, "prompt", Record(prompt="1+1=", text="2"), template=None, tokenizer=tokenizer()
+    )
+    assert (read, written) == ("1+1=<|end|>", "2<|end|>")
+    assert found.mask.tolist() == [False] * 5 + [True] * 2
+    read, written, _ = pair(tmp_path, "prompt", Record(prompt="p", text="a<|end|>"))
+    assert (read, written) == ("p<|end|>", "a<|end|>")
+
+
+def test_a_template_writes_the_input(tmp_path: Path) -> None:
+    """A prompt is a question, as samples put it; of a chat the last answer is learnt, and what follows is left out."""
+    question = "<|start|>user\nq<|end|>\n<|start|>assistant\n"
+    read, written, _ = pair(tmp_path, "prompt", Record(prompt="q", text="a"), tokenizer=ending())
+    assert (read, written) == (f"{question}<|end|>", "a<|end|>")
+    read, written, _ = pair(tmp_path, "chat", Record(messages=[*CHAT, CHAT[0]]))
+    assert read == f"{question}é😀<|end|>\n<|start|>user\nr<|end|>\n<|start|>assistant\n<|end|>"
+    assert written == "b<|end|>"
+
+
+@pytest.mark.parametrize(
+    ("limit", "fate", "read", "written"),
+    [
+        (9, "kept", "12345678<|end|>", "abcd<|end|>"),
+        (8, "truncated", "1234567<|end|>", "abcd<|end|>"),
+        (5, "truncated", "1234<|end|>", "abcd<|end|>"),
+        (4, "truncated", "123<|end|>", "abcd"),
+    ],
+)
+def test_inputs_and_answers_are_cut_each_by_itself(
+    tmp_path: Path, limit: int, fate: str, read: str, written: str
+) -> None:
+    """An input keeps its end; an answer that was cut did not end there."""
+    record = Record(prompt="12345678", text="abcd")
+    found = pair(tmp_path, "prompt", record, limit=limit, template=None)
+    assert (found[2].fate, *found[:2]) == (fate, read, written)
+
+
+@pytest.mark.parametrize(
+    ("kind", "record"), [("prompt", Record(prompt="p", text="")), ("chat", Record(messages=CHAT[:1]))]
+)
+def test_inputs_without_an_answer_are_dropped(tmp_path: Path, kind: Kind, record: Record) -> None:
+    assert pair(tmp_path, kind, record, tokenizer=ending())[2].fate == "dropped"
+
+
+def test_equal_inputs_with_other_answers_are_other_records(tmp_path: Path) -> None:
+    loaded = tokenizers_of_models.load(preparing.model(tmp_path / "model"), "the model", None)
+    render = Renderer("prompt", loaded, False, in_pairs=True)
+    same = [render(Record(prompt="p", text="a")).identity for _ in range(2)]
+    assert same[0] == same[1] != render(Record(prompt="p", text="b")).identity

@@ -29,6 +29,10 @@ ORIGIN = "origin.json"
 """In a downloaded model: where it came from. It is written last."""
 CONFIGS = (*FILES, "config.json", "generation_config.json", "model.safetensors.index.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+ENCODER_DECODERS = ("t5", "mt5", "umt5", "longt5", "bart", "mbart", "pegasus", "marian", "m2m_100")
+"""Model types that are encoder-decoders unless their config says otherwise; transformers writes no defaults down."""
+RELATIVE = ("t5", "mt5", "umt5", "longt5")
+"""Model types whose positions have no end, though old configs name the length that they were pretrained on."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,22 @@ class BaseModel:
         """Tokens that its position embeddings reach; None where nothing limits them."""
         return longest_input(self.config)
 
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether one half of it reads and the other writes."""
+        return is_encoder_decoder(self.config)
+
+
+def is_encoder_decoder(page: dict[str, Any]) -> bool:
+    """The same of the content of a config.json."""
+    return bool(page.get("is_encoder_decoder", page.get("model_type") in ENCODER_DECODERS))
+
 
 def longest_input(page: dict[str, Any]) -> int | None:
     """The same of the content of a config.json."""
     config = page.get("text_config") or page
+    if config.get("model_type") in RELATIVE:
+        return None
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if not isinstance(positions, int):
         return None

@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune_api.methods import Method
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.base_model import longest_input
+from finetune_trainer.base_model import is_encoder_decoder, longest_input
 from finetune_trainer.failures import Failure
 from finetune_trainer.prepare import largest_divisor
 
@@ -61,9 +61,10 @@ def load(folder: Path, spec: FineTuneJobSpec) -> Any:
     config = json.loads((folder / "config.json").read_bytes())
     length = min(spec.training.max_length, longest_input(config) or spec.training.max_length)
     packed = bool(spec.objective.sft) and spec.dataset.packing != "never" and spec.resources.gpus > 0
-    packed = packed and spec.method.options.takes_packed_rows
+    packed = packed and spec.method.options.takes_packed_rows and not is_encoder_decoder(config)
+    answer = length if spec.objective.sft and is_encoder_decoder(config) else 0
     batch, micro = spec.training.batch_size, spec.training.micro_batch_size
-    return Load(length, packed, batch, micro or largest_divisor(batch, at_most=8), micro is not None)
+    return Load(length, packed, batch, micro or largest_divisor(batch, at_most=8), micro is not None, answer)
 
 
 if __name__ == "__main__":

@@ -55,15 +55,21 @@ class Preparation:
 
     @property
     def max_length(self) -> int:
-        """Tokens of a record, within what the model can read beside the method's virtual tokens."""
+        """Tokens of a record (of an encoder-decoder's input, and of its answer), within what the model can read beside
+        the method's virtual tokens."""
         longest, wished = self.model.longest_input, self.spec.training.max_length
         return wished if longest is None else min(wished, longest - self.spec.method.options.positions)
 
     @property
     def packing(self) -> bool:
-        wish, sft = self.spec.dataset.packing, self.spec.objective.sft is not None
+        wish, sft = self.spec.dataset.packing, self.spec.objective.sft is not None and not self.in_pairs
         pays = self.spec.resources.gpus > 0 and self.spec.method.options.takes_packed_rows
         return sft and (wish == "always" or (wish == "auto" and pays))
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether a record is an input and an answer, apart, as an encoder-decoder takes them."""
+        return self.spec.objective.sft is not None and self.model.is_encoder_decoder
 
     @property
     def declared_labels(self) -> list[str] | None:
@@ -149,6 +155,7 @@ def _reader(job: Preparation, labels: Labels | None, watch: Watch) -> Reader:
         encoder=Encoder(job.tokenizer, job.max_length),
         labels=labels,
         loss_on_all=sft is not None and sft.loss_on == "all",
+        in_pairs=job.in_pairs,
         faults=Faults(job.workspace.bad_records),
         progress=job.progress,
         check=watch.check,
@@ -310,6 +317,7 @@ def _shape(job: Preparation) -> dict[str, Any]:
         "tokenizer": hashlib.sha256(job.tokenizer.backend.to_str().encode()).hexdigest(),
         "tokens": job.tokenizer.tokens,
         "template": job.tokenizer.template_source,
+        **({"pairs": True} if job.in_pairs else {}),
     }
 
 

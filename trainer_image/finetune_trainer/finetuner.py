@@ -82,6 +82,11 @@ class FineTuner(transformers.Trainer):
     # What an objective says.
 
     @classmethod
+    def suited(cls, config: transformers.PretrainedConfig) -> "type[FineTuner]":
+        """The objective for models of this kind: this class, or one of its own."""
+        return cls
+
+    @classmethod
     def head(cls, labels: tuple[str, ...]) -> Head:
         """What it asks of the base model."""
         raise NotImplementedError

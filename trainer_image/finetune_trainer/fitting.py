@@ -23,7 +23,7 @@ class Load(NamedTuple):
     """What the data asks of a run."""
 
     length: int
-    """Tokens of the longest row."""
+    """Tokens of the longest row; of an encoder-decoder's longest input."""
     packed: bool
     batch: int
     """Rows of an optimizer step."""
@@ -31,6 +31,8 @@ class Load(NamedTuple):
     """Rows of a micro-batch where nothing speaks for more or for less."""
     is_fixed: bool
     """Whether the job says so."""
+    answer: int = 0
+    """Tokens of the longest answer, where it stands in a row of its own: with encoder-decoders."""
 
     def choices(self, resources: Resources) -> list[int]:
         """Rows that a micro-batch may have, ascending. More than usual help only a GPU, and only if it has room."""
@@ -40,7 +42,7 @@ class Load(NamedTuple):
         return [rows for rows in range(1, most + 1) if self.batch % rows == 0]
 
     def shape(self, rows: int) -> Shape:
-        return Shape(rows, self.length, self.packed, accumulates=rows < self.batch)
+        return Shape(rows, self.length, self.packed, self.answer, accumulates=rows < self.batch)
 
 
 class Fit(NamedTuple):

@@ -43,9 +43,11 @@ class Shape:
 
     rows: int
     length: int
-    """Tokens of the longest row."""
+    """Tokens of the longest row; of an encoder-decoder's longest input."""
     packed: bool = False
     """Whether several records share a row."""
+    answer: int = 0
+    """Tokens of the longest answer, where it stands in a row of its own: with encoder-decoders."""
     accumulates: bool = False
     """Whether the gradients of earlier micro-batches are there already."""
 
@@ -104,10 +106,7 @@ class PlannedModel:
 
     def _batch(self, shape: Shape, rows: int) -> Any:
         lengths = [shape.length // 2, shape.length - shape.length // 2] if shape.packed else [shape.length]
-        row = [
-            {"input_ids": np.zeros(length, np.int32), "loss_mask": np.ones(length, np.bool_), "label": 0}
-            for length in lengths
-        ]
+        row = [_record(length, shape.answer) for length in lengths]
         return self._objective.collate([row] * rows)
 
     def _loss(self, batch: Any) -> torch.Tensor:
@@ -137,12 +136,18 @@ def _fixed(model: nn.Module, quantized: dict[int, int], trains: bool) -> Memory:
     )
 
 
+def _record(length: int, answer: int) -> dict[str, Any]:
+    """One that is learnt from beginning to end, or an input and its answer."""
+    learnt = np.arange(length + answer) >= length if answer else np.ones(length, np.bool_)
+    return {"input_ids": np.zeros(length + answer, np.int32), "loss_mask": learnt, "label": 0}
+
+
 def _objective(spec: FineTuneJobSpec, model: Any, dtype: torch.dtype) -> Any:
     """The objective as far as it collates and judges: a Trainer would ask for data, and for a device."""
-    kind = OBJECTIVES[spec.objective.kind]
+    kind = OBJECTIVES[spec.objective.kind].suited(model.config)
     objective: Any = kind.__new__(kind)
     objective.model, objective.dtype, objective.method = model, dtype, METHODS[spec.method.kind]
-    objective.pad_token_id = 0
+    objective.pad_token_id = objective.start = 0
     config = model.config.get_text_config()
     objective.plain_head = not any(getattr(config, name, None) for name in SCALED_LOGITS)
     objective.sees_padding = modelling.is_encoder(model.config)

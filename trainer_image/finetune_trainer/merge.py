@@ -32,7 +32,8 @@ def merge(run: Run, page: Prepared, workspace: Workspace, target: Path) -> None:
     device.use_cores()
     modelling.quiet()
     method = METHODS[run.spec.method.kind]
-    head = OBJECTIVES[run.spec.objective.kind].head(tuple(page.labels))
+    config = modelling.config_of(Path(page.model_path))
+    head = OBJECTIVES[run.spec.objective.kind].suited(config).head(tuple(page.labels))
     base = modelling.load(Path(page.model_path), head, page.pad_token_id)
     adapted = method.reopen(base, workspace.result / results.ARTIFACT)
     prompts = _prompts(page, workspace)
@@ -53,8 +54,9 @@ def _prompts(page: Prepared, workspace: Workspace) -> list[torch.Tensor]:
 
 def _logits(model: Any, prompts: list[torch.Tensor]) -> list[torch.Tensor]:
     model.eval()
+    places = ("input_ids", "decoder_input_ids") if model.config.is_encoder_decoder else ("input_ids",)
     with torch.no_grad():
-        return [model(input_ids=prompt).logits.float() for prompt in prompts]
+        return [model(**dict.fromkeys(places, prompt)).logits.float() for prompt in prompts]
 
 
 def compare(expected: list[torch.Tensor], found: list[torch.Tensor]) -> None:

@@ -1,7 +1,8 @@
 """From a folder of weights to a transformers model with the head that an objective asks for.
 
-It decides which models are accepted: decoder or encoder architectures that transformers itself knows, with safetensors
-weights. No code from a model's folder is ever run and no pickle is ever opened. It knows no objective and no method.
+It decides which models are accepted: decoders, encoders and encoder-decoders that transformers itself knows, with
+safetensors weights. No code from a model's folder is ever run and no pickle is ever opened. It knows no objective and
+no method.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
@@ -88,28 +90,71 @@ def blank(folder: Path, head: Head) -> PreTrainedModel:
     config = read_config(folder, head, pad_token_id=0)
     with torch.device("meta"):
         try:
-            return getattr(transformers, head.auto_class).from_config(
+            model = getattr(transformers, head.auto_class).from_config(
                 config, dtype=torch.float32, trust_remote_code=False
             )
         except (ValueError, KeyError, ImportError) as error:
             raise Failure(Reason.UNSUPPORTED, f"spec.model: {_first_line(error)}") from error
+    if config.is_encoder_decoder and _has_own_outputs(folder, model):
+        layer = model.get_output_embeddings()
+        layer.weight = nn.Parameter(torch.empty_like(layer.weight))
+    return model
+
+
+def _has_own_outputs(folder: Path, model: PreTrainedModel) -> bool:
+    """Whether the output layer is no copy of the embeddings, though the config of every T5 says so: `load` goes by the
+    weights. Where there are none to look at, config.json as it was written tells."""
+    outputs = model.get_output_embeddings()
+    weights = [f"{name}.weight" for name, module in model.named_modules() if outputs is not None and module is outputs]
+    files = list(folder.glob("*.safetensors"))
+    if not weights or not files:
+        told = json.loads((folder / "config.json").read_bytes())
+        return bool(weights) and told.get("tie_word_embeddings") is False
+    found = {key for path in files for key in _tensor_names(path)}
+    return {weights[0], model.all_tied_weights_keys.get(weights[0])} <= found
+
+
+def _tensor_names(path: Path) -> list[str]:
+    with safe_open(path, framework="pt") as tensors:
+        return list(tensors.keys())
+
+
+def config_of(folder: Path, **overrides: Any) -> PretrainedConfig:
+    """The config of the model in `folder`; raises Failure where transformers cannot read it."""
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **overrides)
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_config(folder, error) from error
 
 
 def read_config(folder: Path, head: Head, pad_token_id: int) -> PretrainedConfig:
     """The model's config with the head's labels and padding token; raises Failure if it cannot carry the head."""
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **head.overrides)
-    except (OSError, ValueError, KeyError) as error:
-        raise _no_config(folder, error) from error
+    config = config_of(folder, **head.overrides)
     _check_architecture(config, head)
     if not head.generates:  # a decoder's classifier looks for the last token that is not this one
         config.get_text_config().pad_token_id = pad_token_id
+    elif config.is_encoder_decoder:
+        config.decoder_start_token_id = _start_token(folder, config)
     return config
+
+
+def _start_token(folder: Path, config: PretrainedConfig) -> int:
+    """The token that answers start from. Generation would take what generation_config.json says before all else."""
+    told = folder / "generation_config.json"
+    named = json.loads(told.read_bytes()).get("decoder_start_token_id") if told.is_file() else None
+    named = getattr(config, "decoder_start_token_id", None) if named is None else named
+    if not isinstance(named, int):
+        raise Failure(
+            Reason.MODEL_INVALID,
+            f"spec.model.uri: neither config.json nor generation_config.json of {folder} names one "
+            "decoder_start_token_id, the token that answers start from",
+        )
+    return named
 
 
 def blank_base(folder: Path, spec: FineTuneJobSpec, labels: list[str]) -> LoadedModel:
     """The base model of a run, as `load` would give it, without memory for its parameters."""
-    head = _head(spec, labels)
+    head = _head(spec, labels, config_of(folder))
     base = blank(folder, head)
     return LoadedModel(base, fresh_modules(base, head))
 
@@ -119,14 +164,17 @@ def applied(base: LoadedModel, spec: FineTuneJobSpec, labels: list[str]) -> nn.M
     from finetune_trainer.methods import METHODS
 
     steps = 0 if spec.training.max_steps == 0 else 1  # how many there are does not matter here, but that there are
+    method, options = METHODS[spec.method.kind], spec.method.options
+    if spec.output.merge:
+        method.check_merge(base, options)
     with torch.device("meta"):
-        return METHODS[spec.method.kind].apply(base, spec.method.options, _head(spec, labels), steps)
+        return method.apply(base, options, _head(spec, labels, base.model.config), steps)
 
 
-def _head(spec: FineTuneJobSpec, labels: list[str]) -> Head:
+def _head(spec: FineTuneJobSpec, labels: list[str], config: PretrainedConfig) -> Head:
     from finetune_trainer.objectives import OBJECTIVES
 
-    return OBJECTIVES[spec.objective.kind].head(tuple(labels))
+    return OBJECTIVES[spec.objective.kind].suited(config).head(tuple(labels))
 
 
 def fresh_modules(model: PreTrainedModel, head: Head) -> tuple[str, ...]:
@@ -161,10 +209,11 @@ def _check_architecture(config: PretrainedConfig, head: Head) -> None:
         raise Failure(
             Reason.UNSUPPORTED, "spec.model: quantized weights cannot be fine-tuned here; name the unquantized model"
         )
-    if config.is_encoder_decoder:
+    if config.is_encoder_decoder and not head.generates:
         raise Failure(
             Reason.UNSUPPORTED,
-            f"spec.model: {kind} is an encoder-decoder model; choose a decoder (Llama, …) or an encoder (BERT, …)",
+            f"spec.objective: {kind} is an encoder-decoder, which says what it has to say in words; use sft with the "
+            "labels as completions, or an encoder (BERT, …)",
         )
     if head.generates and is_encoder(config):
         raise Failure(
@@ -178,12 +227,13 @@ def _check_architecture(config: PretrainedConfig, head: Head) -> None:
 def is_encoder(config: PretrainedConfig) -> bool:
     """Whether the model reads in both directions: such a model can fill masks and was not made to be a decoder."""
     fills_masks = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return fills_masks and not getattr(config, "is_decoder", False)
+    return fills_masks and not getattr(config, "is_decoder", False) and not config.is_encoder_decoder
 
 
 def _mapping(head: Head) -> dict[str, Any]:
     names = {
         "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "AutoModelForSeq2SeqLM": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
         "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     }
     return dict(names[head.auto_class])

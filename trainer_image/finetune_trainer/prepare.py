@@ -74,6 +74,8 @@ def _preparation(run: Run, workspace: Workspace, progress: Progress, page: Prepa
     start = composed_start(run, workspace, model, page.start if page else None)
     job = Preparation(run, spec, workspace, progress, model, tokenizer, start)
     _check_positions(job)
+    if job.in_pairs:
+        _check_pairs(job)
     return job
 
 
@@ -83,6 +85,17 @@ def _check_positions(job: Preparation) -> None:
     if job.max_length < SHORTEST:
         message = f"{taken} virtual tokens leave no room in the model's {job.model.longest_input} positions; take fewer"
         raise Failure(Reason.BAD_SPEC, f"spec.method.{job.spec.method.kind}.tokens: {message}")
+
+
+def _check_pairs(job: Preparation) -> None:
+    """What an encoder-decoder has no place for."""
+    sft = job.spec.objective.sft
+    if sft is not None and sft.loss_on == "all":
+        told = "an encoder-decoder writes answers alone, so its inputs carry no loss: leave lossOn out"
+        raise Failure(Reason.BAD_SPEC, f"spec.objective.sft.lossOn: {told}, or choose a decoder (Llama, …)")
+    if job.spec.dataset.packing == "always":
+        told = "an encoder reads all of a row at once, so records that share one would see each other: leave it out"
+        raise Failure(Reason.BAD_SPEC, f"spec.dataset.packing: {told}")
 
 
 def _report(page: Prepared) -> StageReport:
@@ -130,11 +143,15 @@ def _load(job: Preparation, page: Prepared) -> dict[str, Any]:
     records = page.data.train_examples or 0
     rows = page.data.packed_rows or records
     splits = [open_split(job.workspace, page, name) for name in page.splits]
-    longest = max((int(split.lengths.max()) for split in splits if split is not None and len(split)), default=1)
+    there = [split for split in splits if split is not None and len(split)]
+    answer = max((int(split.learnt.max()) for split in there), default=1) if job.in_pairs else 0
+    inputs = (split.lengths - split.learnt if job.in_pairs else split.lengths for split in there)
+    longest = max((int(lengths.max()) for lengths in inputs), default=1)
     usual = schedule(job.spec.training, records, rows)
     batch = usual[0] * usual[1]
     return {
         "length": page.max_length if page.packing else longest,
+        "answer": answer,
         "packed": page.packing,
         "batch": batch,
         "usual": usual[0],

@@ -82,7 +82,7 @@ class Prepared(Model):
     model_stamp: str
     """Sizes and times of the weights when they were digested."""
     max_length: int
-    """Tokens of the longest record, and of a pack."""
+    """Tokens of the longest record, and of a pack; for an encoder-decoder of an input, and of an answer."""
     eos_token_id: int | None = None
     """Ends a record; None where the tokenizer has none."""
     pad_token_id: int
@@ -147,6 +147,14 @@ class Split:
         """Tokens of each record, int32[len(self)]."""
         lengths = np.diff(self._table.offsets).astype(np.int32)
         return lengths if self._rows is None else lengths[self._rows]
+
+    @cached_property
+    def learnt(self) -> Ints:
+        """Learnt tokens of each record, int32[len(self)]; for sft."""
+        mask, starts = self._table.mask, self._table.offsets[:-1]
+        assert mask is not None
+        learnt = np.add.reduceat(mask, starts, dtype=np.int32) if len(starts) else np.empty(0, np.int32)
+        return learnt if self._rows is None else learnt[self._rows]
 
     @cached_property
     def labels(self) -> Ints | None:

@@ -29,7 +29,10 @@ def answers(tuner: Any, tokenizer_folder: Path, evaluation: Evaluation, check: C
 
 
 def _answer(tuner: Any, tokenizer: Any, prompt: str, limit: int, check: Callable[[], None]) -> str:
+    writes_apart = tuner.model.config.is_encoder_decoder
     encoded = _encoded(tokenizer, prompt).to(tuner.args.device)
+    if writes_apart:
+        encoded = _ended(encoded, tokenizer)
     output = tuner.model.generate(
         **encoded,
         max_new_tokens=limit,
@@ -41,7 +44,8 @@ def _answer(tuner: Any, tokenizer: Any, prompt: str, limit: int, check: Callable
         use_cache=True,
         stopping_criteria=StoppingCriteriaList([_Interruptible(check)]),
     )
-    text = str(tokenizer.decode(output[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+    begin = 0 if writes_apart else encoded["input_ids"].shape[1]
+    text = str(tokenizer.decode(output[0, begin:], skip_special_tokens=True)).strip()
     return text[:LONGEST_ANSWER]
 
 
@@ -52,11 +56,24 @@ def _encoded(tokenizer: Any, prompt: str) -> Any:
     return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 
 
+def _ended(encoded: Any, tokenizer: Any) -> dict[str, torch.Tensor]:
+    """The prompt as inputs of an encoder-decoder are prepared (data/tokens.py): with an end, unless it has one."""
+    ids = encoded["input_ids"].long()
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if tokenizer.eos_token_id is not None and not special.intersection(ids[0, -1:].tolist()):
+        ids = torch.cat([ids, ids.new_tensor([[tokenizer.eos_token_id]])], 1)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
 class _Interruptible:
     """Never stops a generation by itself; lets `check` raise."""
 
     def __init__(self, check: Callable[[], None]) -> None:
         self._check = check
+
+    def __deepcopy__(self, memo: Any) -> "_Interruptible":
+        """PEFT copies all that generation is given; a copy of what `check` looks at would never hear of a stop."""
+        return self
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         self._check()

@@ -126,7 +126,8 @@ def _without_gpu(run: Run) -> None:
 
 def assemble(stage: Stage) -> FineTuner:
     """The model with its method applied, inside its objective's trainer."""
-    objective, method = OBJECTIVES[stage.spec.objective.kind], METHODS[stage.spec.method.kind]
+    config = modelling.config_of(Path(stage.page.model_path))
+    objective, method = OBJECTIVES[stage.spec.objective.kind].suited(config), METHODS[stage.spec.method.kind]
     head = objective.head(tuple(stage.page.labels))
     options = stage.spec.method.options
     on = device.device()
@@ -275,7 +276,7 @@ def _result(
         details={"base": base.held_out.details if base.held_out else {}, "tuned": tuned.details if tuned else {}},
         kind=METHODS[stage.spec.method.kind].artifact,
         loader=METHODS[stage.spec.method.kind].loader,
-        auto_class=OBJECTIVES[stage.spec.objective.kind].head(()).auto_class,
+        auto_class=course.tuner.head(()).auto_class,
         quantization={k: v for k, v in quantized.to_diff_dict().items() if k[0] != "_"} if quantized else None,
         versions={name: version(name) for name in LIBRARIES},
     )

@@ -93,6 +93,8 @@ class Reader:
     encoder: Encoder
     labels: Labels | None
     loss_on_all: bool
+    in_pairs: bool
+    """Whether inputs and answers are kept apart: for an encoder-decoder."""
     faults: Faults
     progress: Progress
     check: Callable[[], None]
@@ -140,7 +142,7 @@ class TableReader:
             if shape is None:
                 shape = shape_of(row, place.source, place.field, file.name, self._reader.objective)
                 self.tally.kinds.add(shape.kind)
-                render = Renderer(shape.kind, self._reader.tokenizer, self._reader.loss_on_all)
+                render = self._renderer(shape.kind, place, f"{file.name}:{number}")
             self.tally.read += 1
             try:
                 text = render(shape.record(row))
@@ -151,6 +153,16 @@ class TableReader:
                 self._flush(file)
         self._flush(file)  # a batch has records of one kind
 
+    def _renderer(self, kind: Kind, place: PlacedSource, where: str) -> Renderer:
+        """For a file whose first record is at `where`."""
+        if self._reader.in_pairs and kind == "text":
+            raise Failure(
+                Reason.DATASET_INVALID,
+                f"{where}: plain text, and the model is an encoder-decoder, which learns to answer an input: map the "
+                f"columns of both with {place.field}.columns.prompt and .completion, or choose a decoder (Llama, …)",
+            )
+        return Renderer(kind, self._reader.tokenizer, self._reader.loss_on_all, self._reader.in_pairs)
+
     def _id(self, text: Text) -> int:
         return 0 if self._reader.labels is None or text.label is None else self._reader.labels.id_of(text.label)
 
@@ -159,7 +171,7 @@ class TableReader:
             return  # the rest is read for its faults only
         self._texts.append(text)
         self._labels.append(label)
-        self._characters += len(text.text)
+        self._characters += len(text.text) + len(text.answer or "")
 
     def _flush(self, file: DataFile) -> None:
         examples = self._reader.encoder.examples(self._texts)

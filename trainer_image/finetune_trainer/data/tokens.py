@@ -5,6 +5,10 @@ It decides where loss is, where a record is cut and when nothing is left of it. 
 A token is learnt if all its characters are the assistant's (or the completion's, or plain text). A token that straddles
 the border between a prompt and its answer belongs to the prompt: it was not the model's to write. The first token of a
 record is never learnt, because nothing predicts it.
+
+An encoder-decoder reads an input and writes an answer. They are tokenized apart, each with an end and each cut by
+itself, and stand in a record one behind the other: the answer is what is learnt, from its first token on. Of a chat the
+last answer is learnt, and the turns before it are read.
 """
 
 import hashlib
@@ -35,11 +39,13 @@ class Text(NamedTuple):
     from_template: bool
     """The template wrote the special tokens."""
     label: str | None = None
+    answer: str | None = None
+    """What an encoder-decoder writes; `text` is what it reads."""
 
     @property
     def identity(self) -> int:
         """64 bits that equal records share."""
-        told = f"{self.text}\0{self.label}".encode()
+        told = (f"{self.text}\0{self.label}" + ("" if self.answer is None else f"\0{self.answer}")).encode()
         return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), "little")
 
 
@@ -54,22 +60,22 @@ class Example(NamedTuple):
 class Renderer:
     """Turns records of one kind into texts."""
 
-    def __init__(self, kind: Kind, tokenizer: ModelTokenizer, loss_on_all: bool) -> None:
+    def __init__(self, kind: Kind, tokenizer: ModelTokenizer, loss_on_all: bool, in_pairs: bool = False) -> None:
         self._template = tokenizer.template
         self._all = loss_on_all
         if kind == "chat" and self._template is None:
             message = "the tokenizer has no chat template, and chat records need one: set spec.dataset.template (Jinja)"
             raise Failure(Reason.BAD_SPEC, message)
-        self._render = partial(RENDERERS[kind], self)
+        self._render = partial((PAIR_RENDERERS if in_pairs else RENDERERS)[kind], self)
 
     def __call__(self, record: Record) -> Text:
         """The record as text; raises BadRecordError."""
         text = self._render(record)
         try:
-            text.text.encode()
+            (text.text + (text.answer or "")).encode()
         except UnicodeEncodeError as error:
             raise BadRecordError(
-                f"half of a surrogate pair, \\u{ord(text.text[error.start]):04x}, is not text"
+                f"half of a surrogate pair, \\u{ord(error.object[error.start]):04x}, is not text"
             ) from None
         return text
 
@@ -94,6 +100,23 @@ class Renderer:
     def _labelled(self, record: Record) -> Text:
         return Text(record.text, (), from_template=False, label=record.label)
 
+    def _chat_pair(self, record: Record) -> Text:
+        messages = record.messages or []
+        turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+        if not turns:
+            return Text("", (), from_template=True, answer="")
+        return self._pair(messages[: turns[-1]], messages[turns[-1]]["content"] or "")
+
+    def _prompt_pair(self, record: Record) -> Text:
+        assert record.prompt is not None
+        if self._template is None:
+            return Text(record.prompt, (), from_template=False, answer=record.text)
+        return self._pair([{"role": "user", "content": record.prompt}], record.text)
+
+    def _pair(self, messages: list[dict[str, Any]], answer: str) -> Text:
+        assert self._template is not None
+        return Text(self._template.text(messages, ask=True), (), from_template=True, answer=answer)
+
     def _conversation(self, template: ChatTemplate, messages: list[dict[str, Any]]) -> Text:
         if self._all:
             text = template.text(messages)
@@ -107,6 +130,10 @@ RENDERERS: dict[Kind, Callable[[Renderer, Record], Text]] = {
     "prompt": Renderer._prompt,
     "text": Renderer._plain,
     "labelled": Renderer._labelled,
+}
+PAIR_RENDERERS: dict[Kind, Callable[[Renderer, Record], Text]] = {
+    "chat": Renderer._chat_pair,
+    "prompt": Renderer._prompt_pair,
 }
 
 
@@ -130,6 +157,8 @@ class Encoder:
         if texts[0].label is not None:
             encodings = self._backend.encode_batch_fast([text.text for text in texts])
             return [self._labelled(encoding) for encoding in encodings]
+        if texts[0].answer is not None:
+            return self._pairs(texts)
         specials = not texts[0].from_template
         encodings = self._backend.encode_batch([text.text for text in texts], add_special_tokens=specials)
         return [self._learnt(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
@@ -153,6 +182,32 @@ class Encoder:
             ids, mask = self._without_closing(ids, mask)
         ids, mask = self._ended(ids, mask)
         return self._cut(ids, mask)
+
+    def _pairs(self, texts: Sequence[Text]) -> list[Example]:
+        specials = not texts[0].from_template
+        inputs = self._backend.encode_batch_fast([text.text for text in texts], add_special_tokens=specials)
+        answers = self._backend.encode_batch_fast([text.answer or "" for text in texts])
+        return [self._pair(read.ids, written.ids) for read, written in zip(inputs, answers, strict=True)]
+
+    def _pair(self, read: list[int], written: list[int]) -> Example:
+        """A cut leaves an input its end, and takes an answer's away: it did not end there."""
+        source, answer = self._with_end(read), self._with_end(written)
+        is_long = max(len(source), len(answer)) > self._limit
+        if len(source) > self._limit:
+            end = source[-1:] if self._has_end(source) else []
+            source = source[: self._limit - len(end)] + end
+        ids = np.array([*source, *answer[: self._limit]], dtype=np.int32)
+        fate: Fate = "truncated" if is_long else "kept"
+        is_empty = not source or len(written) <= self._added  # an end alone is no answer
+        return Example(ids, np.arange(len(ids)) >= len(source), "dropped" if is_empty else fate)
+
+    def _with_end(self, ids: list[int]) -> list[int]:
+        if ids[-2:] == [self._eos, self._eos]:  # the text's own, and the tokenizer's
+            return ids[:-1]
+        return ids if self._eos is None or self._has_end(ids) else [*ids, self._eos]
+
+    def _has_end(self, ids: list[int]) -> bool:
+        return bool(ids) and (ids[-1] in self._specials or ids[-1] == self._eos)
 
     def _without_closing(self, ids: NDArray[np.int32], mask: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
         count = len(self._suffix)

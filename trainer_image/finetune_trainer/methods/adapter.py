@@ -1,8 +1,9 @@
 """Bottleneck adapters: h + up(activation(down(h))) behind the sublayers of every block, before the residual is added.
 
 Behind attention and feed-forward (Houlsby et al. 2019, arXiv:1902.00751) or behind the feed-forward alone (Pfeiffer et
-al. 2020, arXiv:2005.00247). One adapter has 2·m·d + m + d parameters for width d and bottleneck m. The up-projection
-starts at zero, so that an untrained adapter changes nothing; layer norms stay frozen.
+al. 2020, arXiv:2005.00247); the decoder of an encoder-decoder attends twice, and then has one behind each. One adapter
+has 2·m·d + m + d parameters for width d and bottleneck m. The up-projection starts at zero, so that an untrained
+adapter changes nothing; layer norms stay frozen.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ from torch.nn import functional
 from finetune_api.methods import Adapter as Options
 from finetune_api.reasons import Reason
 from finetune_trainer.failures import Failure
-from finetune_trainer.methods.blocks import blocks, names
+from finetune_trainer.methods.blocks import Names, blocks
 from finetune_trainer.methods.own import OwnMethod, replace
 from finetune_trainer.modelling import LoadedModel
 
@@ -27,17 +28,24 @@ class Adapter(OwnMethod):
     options = Options
 
     def install(self, base: LoadedModel, options: Options) -> None:
-        known, width = names(base, FIELD), base.model.config.hidden_size
+        found, width = blocks(base, FIELD), base.model.config.hidden_size
         size = width // options.reduction_factor
         if size == 0:
             raise Failure(
                 Reason.BAD_SPEC, f"{FIELD}.reductionFactor: nothing is left of width {width}; at most {width} works"
             )
-        ends = {"pfeiffer": (known.feedforward_end,), "houlsby": (known.attention_end, known.feedforward_end)}
-        for block in list(blocks(base, known)):
-            for end in ends[options.placement]:
-                added = Bottleneck(width, size, options.activation, options.dropout, base.model.device)
-                put_behind(base.model, f"{block}.{end}", added)
+        for block in found:
+            for end in _ends(block, options.placement):
+                put_behind(
+                    base.model, end, Bottleneck(width, size, options.activation, options.dropout, base.model.device)
+                )
+
+
+def _ends(block: Names, placement: str) -> list[str]:
+    """What the adapters of a block stand behind."""
+    if placement == "pfeiffer":
+        return [block.feedforward_end]
+    return [end for end in (block.attention_end, block.cross_end, block.feedforward_end) if end is not None]
 
 
 class Bottleneck(nn.Module):

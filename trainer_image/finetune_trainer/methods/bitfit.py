@@ -32,15 +32,18 @@ class BitFit(OwnMethod):
         for bias in biases:
             bias.requires_grad_(True)
 
+    def check_merge(self, base: LoadedModel, options: Options) -> None:
+        config = base.model.config
+        if options.add_biases and not all(hasattr(config, switch) for switch in SWITCHES):
+            raise Failure(
+                Reason.UNSUPPORTED,
+                f"output.merge: a plain {config.model_type!r} model has no place for the biases that "
+                "method.bitFit.addBiases adds: publish without it",
+            )
+
     def merged(self, model: PreTrainedModel) -> PreTrainedModel:
         """The biases are the model's own already; those that were added have to be asked for by its config."""
         if model.own_adapter["options"]["addBiases"]:
-            if not all(hasattr(model.config, switch) for switch in SWITCHES):
-                raise Failure(
-                    Reason.UNSUPPORTED,
-                    f"output.merge: a plain {model.config.model_type!r} model has no place for the biases that "
-                    "method.bitFit.addBiases added: publish without it",
-                )
             for switch in SWITCHES:
                 setattr(model.config, switch, True)
         return model

@@ -19,6 +19,7 @@ from torch import nn
 from finetune_api.methods import Lora as Options
 from finetune_api.reasons import Reason
 from finetune_trainer.failures import Failure
+from finetune_trainer.methods.blocks import decoder_layers
 from finetune_trainer.methods.lora_linear import ADAPTER, hasten
 from finetune_trainer.methods.lora_start import begin, started_config, stored_start, without_adapter
 from finetune_trainer.methods.method import ALL_LINEAR, linear_layers, target_layers
@@ -96,7 +97,8 @@ def _targets(base: LoadedModel, options: Options) -> str | list[str]:
     targets = target_layers(base, f"{FIELD}.targetModules", options.target_modules)
     if options.layers is None:
         return targets
-    blocks = getattr(base.model.config.get_text_config(), "num_hidden_layers", 0)
+    config = base.model.config.get_text_config()
+    blocks = max(getattr(config, "num_hidden_layers", 0), decoder_layers(config))  # a number means it in either half
     if max(options.layers) >= blocks:
         raise Failure(Reason.BAD_SPEC, f"{FIELD}.layers: {max(options.layers)}: the model has blocks 0 to {blocks - 1}")
     # PEFT takes numbers of blocks only together with names.

@@ -54,6 +54,9 @@ class TuningMethod:
         """The model that `save` wrote, over a freshly loaded base."""
         raise NotImplementedError
 
+    def check_merge(self, base: LoadedModel, options: Any) -> None:
+        """Raises Failure where what is learnt with these options has no place in a plain model of this kind."""
+
     def merged(self, model: Any) -> PreTrainedModel:
         """The same function as one plain model, for methods whose options say `is_mergeable`."""
         raise NotImplementedError

@@ -4,6 +4,9 @@ Prompt tuning and P-tuning learn embeddings; the other two learn keys and values
 work. What it leaves open stands here: widths that its guesses miss, virtual tokens that are the same numbers in
 training and in the published file, and a refusal of models that take no prefix. What is published holds the virtual
 tokens alone: networks that computed them are dropped.
+
+Of an encoder-decoder the encoder reads the embeddings (as in Lester et al. 2021), and the decoder's attention to itself
+finds the keys and values: PEFT has no place for others.
 """
 
 from pathlib import Path
@@ -21,6 +24,7 @@ from finetune_api.methods import PTuning as PTuningOptions
 from finetune_api.methods import PTuningV2 as PTuningV2Options
 from finetune_api.reasons import Reason
 from finetune_trainer.failures import Failure
+from finetune_trainer.methods.blocks import decoder_layers, heads
 from finetune_trainer.methods.peft_method import PeftMethod
 from finetune_trainer.modelling import Head, LoadedModel, is_encoder
 
@@ -57,6 +61,7 @@ class VirtualTokens(PeftMethod):
             raise self._unfit(base, "virtual tokens are read by attention, and this architecture has none", "lora")
         return {
             "num_virtual_tokens": options.tokens,
+            "num_transformer_submodules": 1,
             "num_attention_heads": config.num_attention_heads,
             "num_layers": config.num_hidden_layers,
             "modules_to_save": list(base.fresh) or None,
@@ -153,13 +158,15 @@ class _Prefix(VirtualTokens):
 
     def shape(self, base: LoadedModel, options: Any, head: Head) -> dict[str, Any]:
         """PEFT narrows the width itself where heads share keys and values."""
-        return super().shape(base, options, head) | {"token_dim": base.model.config.get_text_config().hidden_size}
+        config = base.model.config.get_text_config()
+        shape = super().shape(base, options, head) | {"token_dim": config.hidden_size}
+        return shape | (_in_decoder(config) if config.is_encoder_decoder else {})
 
     def _try(self, model: nn.Module, base: LoadedModel) -> None:
         """One pass over no data: some models take no cache, and of some PEFT does not know the cache's shape."""
         try:
             with torch.no_grad():
-                model(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"))
+                model(**_inputs(base, torch.zeros(1, 2, dtype=torch.long, device="meta")))
         except ValueError as error:
             raise self._unfit(base, error, EMBEDDINGS) from error
         except RuntimeError as error:
@@ -217,11 +224,47 @@ def _random_words(base: LoadedModel, count: int) -> torch.Tensor:
 def _activations(base: LoadedModel, count: int) -> torch.Tensor | None:
     """Keys and values of `count` random words in every layer, [count, layers · 2 · width], as PEFT lays them out."""
     words = _random_words(base, count).unsqueeze(0)
-    cache = getattr(base.model(input_ids=words, use_cache=True), "past_key_values", None)
-    if not getattr(cache, "layers", None):
+    cache = getattr(base.model(**_inputs(base, words), use_cache=True), "past_key_values", None)
+    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None)
+    if not layers:
         return None
-    parts = [part for layer in cache.layers for part in (layer.keys, layer.values)]
+    if base.model.config.is_encoder_decoder:
+        layers = [layers[place] for place in _places(len(layers))]
+    parts = [part for layer in layers for part in (layer.keys, layer.values)]
     return torch.cat([part[0].transpose(0, 1).flatten(1) for part in parts], 1)
+
+
+def _inputs(base: LoadedModel, words: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Words [rows, n] as the model takes them: an encoder-decoder in both places."""
+    return {"input_ids": words} | ({"decoder_input_ids": words} if base.model.config.is_encoder_decoder else {})
+
+
+def _in_decoder(config: PretrainedConfig) -> dict[str, int]:
+    """The shape of a prefix in the decoder of an encoder-decoder."""
+    own = heads(config)
+    return {
+        "num_transformer_submodules": 2,  # else PEFT makes a cache in which both attentions are one
+        "num_attention_heads": own.keys,
+        "token_dim": own.keys * own.width,
+        "num_layers": _odd(decoder_layers(config)),
+    }
+
+
+def _odd(layers: int) -> int:
+    """What PEFT has to take for the number of a decoder's layers, so that each gets keys and values of its own.
+
+    PEFT writes down those of all layers twice, takes two pairs for each layer and uses the first: layer i gets pair 2i,
+    modulo their number. With an even number half of the layers would share what the other half has, and half of what
+    is learnt would never be used. With an odd one every pair is used; of an even number one more is there, and idle.
+    """
+    return layers | 1
+
+
+def _places(layers: int) -> list[int]:
+    """The layer that uses each of PEFT's pairs; for the one that is idle any will do."""
+    count = _odd(layers)
+    users = {2 * layer % count: layer for layer in range(layers)}
+    return [users.get(pair, 0) for pair in range(count)]
 
 
 def _is_counted(model: Any) -> bool:

@@ -90,6 +90,10 @@ class QuantizedLinear(nn.Module):
         update = functional.linear(functional.linear(pooled, self.lora_A), self.lora_B)
         return output + self.scaling * update.to(output.dtype)
 
+    @property
+    def weight(self) -> None:
+        """T5 casts its states to the dtype of this, where there is a tensor."""
+
     def plain(self) -> nn.Module:
         """The layer as the model's own code would have it, with the update in its weight."""
         with torch.no_grad():

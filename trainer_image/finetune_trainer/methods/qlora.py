@@ -1,8 +1,9 @@
 """QLoRA: LoRA beside weights in 4 bits (Dettmers et al. 2023, arXiv:2305.14314), by bitsandbytes and PEFT.
 
 It decides what of a base is quantized as it is loaded, for learning and for measuring alike: every linear layer but the
-output layer and the modules that are new. What is saved is an ordinary LoRA adapter, and merging it is LoRA's business,
-on a base in full precision: to quantize the sum again would lose much of what was learnt.
+output layer, the modules that are new, and those that transformers keeps in full precision (T5's `wo`). What is saved
+is an ordinary LoRA adapter, and merging it is LoRA's business, on a base in full precision: to quantize the sum again
+would lose much of what was learnt.
 """
 
 from pathlib import Path
@@ -42,8 +43,12 @@ class QLora(PeftMethod):
         return base
 
     def quantized_bytes(self, base: LoadedModel, options: Options) -> dict[nn.Module, int]:
-        layers = [layer for layer in linear_layers(base).values() if _is_quantizable(layer)]
-        return {layer: four_bit_bytes(layer.weight.numel(), options.double_quantization) for layer in layers}
+        kept = base.model._keep_in_fp32_modules or ()
+        return {
+            layer: four_bit_bytes(layer.weight.numel(), options.double_quantization)
+            for name, layer in linear_layers(base).items()
+            if _is_quantizable(layer) and not name.endswith(tuple(kept))
+        }
 
     def config(self, base: LoadedModel, options: Options, head: Head, steps: int) -> peft.LoraConfig:
         _check_layers(base)

@@ -30,7 +30,7 @@ from transformers.masking_utils import sdpa_mask
 
 from finetune_api.methods import UniPelt as Options
 from finetune_trainer.methods.adapter import Behind, Bottleneck, put_behind
-from finetune_trainer.methods.blocks import Heads, Names, blocks, heads, names, widths
+from finetune_trainer.methods.blocks import Heads, Names, blocks, heads, widths
 from finetune_trainer.methods.own import OwnMethod, replace
 from finetune_trainer.modelling import LoadedModel, is_encoder
 
@@ -44,18 +44,18 @@ class UniPelt(OwnMethod):
     options = Options
 
     def install(self, base: LoadedModel, options: Options) -> None:
-        known, model = names(base, FIELD), base.model
+        found, model = blocks(base, FIELD), base.model
         model.set_attn_implementation(ATTENTION)
         width, device = model.config.hidden_size, model.device
         trunk = Trunk(options.prefix_tokens, width, options.prefix_projection_size, device)
-        for block in list(blocks(base, known)):
-            tokens = RecordTokens() if is_encoder(model.config) else None
-            _add_lora(model, block, known, options, tokens)
-            source = MlpPrefix(trunk, heads(model.config), device)
-            _add_prefix(model.get_submodule(f"{block}.{known.attention}"), source, Gate(width, tokens, device))
+        for block in found:
+            tokens = RecordTokens() if block.in_encoder or is_encoder(model.config) else None
+            _add_lora(model, block, options, tokens)
+            source = MlpPrefix(trunk, heads(model.config, block.in_encoder), device)
+            _add_prefix(model.get_submodule(block.attention), source, Gate(width, tokens, device))
             added = GatedBottleneck(width, options.bottleneck_size, "relu", 0.0, device)
             added.gate = Gate(width, tokens, device)
-            put_behind(model, f"{block}.{known.feedforward_end}", added)
+            put_behind(model, block.feedforward_end, added)
 
     def untouched(self, model: PreTrainedModel) -> nn.Module:
         """A prefix changes the model from the start: the base is the same weights in a model without our layers."""
@@ -168,11 +168,11 @@ class Updated(nn.Module):
         return output
 
 
-def _add_lora(model: nn.Module, block: str, known: Names, options: Options, tokens: RecordTokens | None) -> None:
-    own, gate = heads(model.config), Gate(model.config.hidden_size, tokens, model.device)
+def _add_lora(model: nn.Module, block: Names, options: Options, tokens: RecordTokens | None) -> None:
+    own, gate = heads(model.config, block.in_encoder), Gate(model.config.hidden_size, tokens, model.device)
     parts = {
-        "query": (f"{block}.{known.queries}", own.queries * own.width),
-        "value": (f"{block}.{known.values}", own.keys * own.width),
+        "query": (block.queries, own.queries * own.width),
+        "value": (block.values, own.keys * own.width),
     }
     for part, (name, width) in parts.items():
         layer = model.get_submodule(name)
@@ -250,7 +250,7 @@ def _hand_over_prefix(attention: Any, inputs: tuple[Any, ...], keywords: dict[st
     if attention.config._attn_implementation != ATTENTION:
         raise RuntimeError(f"UniPELT's prefix needs the attention {ATTENTION!r}: other functions would leave it out")
     if attention.prefix.gate.tokens is not None:
-        attention.prefix.gate.tokens.read(keywords.get("attention_mask"))
+        attention.prefix.gate.tokens.read(keywords.get("attention_mask", keywords.get("mask")))
     states = inputs[0] if inputs else keywords["hidden_states"]
     return inputs, {**keywords, "gated_prefix": attention.prefix(states)}
 
@@ -283,6 +283,8 @@ def gated_prefix_attention(
     is_causal = module.is_causal if is_causal is None else is_causal
     mask = _with_prefix(attention_mask, query, key, keys.shape[2], is_causal)
     options |= {"scaling": scaling, "is_causal": False}
+    if options.get("position_bias") is not None:  # [1, heads, queries, keys]: a prefix has no position
+        options["position_bias"] = functional.pad(options["position_bias"], (keys.shape[2], 0))
     if gate.shape[1] == 1:
         scaled = gate.unsqueeze(1)
         key, value = torch.cat((scaled * keys, key), 2), torch.cat((scaled * values, value), 2)

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: next-token cross-entropy at the tokens that are learnt, and logits nowhere else.
 
 Record: {"input_ids": int32[n], "loss_mask": bool[n]}; `loss_mask[j]` says that token j is learnt, from position j - 1.
+For an encoder-decoder it says that token j is the decoder's to write; the encoder reads the others.
 """
 
 import math
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import PretrainedConfig
 
 from finetune_api.status import Metrics
 from finetune_trainer.finetuner import Batch, FineTuner, Judgement, padded
@@ -34,6 +36,10 @@ class SftTrainer(FineTuner):
             self.plain_head = _has_plain_head(self.model)
 
     @classmethod
+    def suited(cls, config: PretrainedConfig) -> type[FineTuner]:
+        return EncoderDecoderSftTrainer if config.is_encoder_decoder else cls
+
+    @classmethod
     def head(cls, labels: tuple[str, ...]) -> Head:
         return Head("AutoModelForCausalLM", peft_task="CAUSAL_LM", generates=True)
 
@@ -54,10 +60,14 @@ class SftTrainer(FineTuner):
 
     def judge(self, batch: Batch) -> Judgement:
         places = {"position_ids": batch["position_ids"]} if "position_ids" in batch else {}
-        selected = _Selection(batch["positions"], batch["input_ids"].shape[1], skip_head=self.plain_head)
+        return self._judged(batch, batch["input_ids"].shape[1], {"input_ids": batch["input_ids"], **places})
+
+    def _judged(self, batch: Batch, width: int, inputs: dict[str, torch.Tensor]) -> Judgement:
+        """The loss of `targets` at `positions` of the rows, `width` tokens each, that the output layer is given."""
+        selected = _Selection(batch["positions"], width, skip_head=self.plain_head)
         layer = output_layer(self.model)
         with selected.at(layer):
-            output = self.model(input_ids=batch["input_ids"], use_cache=False, **places)
+            output = self.model(**inputs, use_cache=False)
         if self.plain_head:
             loss = linear_cross_entropy(
                 selected.hidden, layer.weight, getattr(layer, "bias", None), batch["targets"], self.dtype
@@ -68,6 +78,45 @@ class SftTrainer(FineTuner):
 
     def metrics(self, loss: float, judgements: list[Judgement]) -> tuple[Metrics, dict[str, Any]]:
         return Metrics(loss=loss, perplexity=math.exp(min(loss, LARGEST_EXPONENT))), {}
+
+
+class EncoderDecoderSftTrainer(SftTrainer):
+    """The same where one half of the model reads the input and the other writes the answer, token by token.
+
+    Both are padded on the right. The encoder looks both ways, so it is told what is padding; the decoder needs no mask,
+    as above. It is given the answer shifted by one: its start token, and all but the answer's last token.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.start = self.model.config.decoder_start_token_id
+
+    @classmethod
+    def head(cls, labels: tuple[str, ...]) -> Head:
+        return Head("AutoModelForSeq2SeqLM", peft_task="SEQ_2_SEQ_LM", generates=True)
+
+    def collate(self, rows: list[list[dict[str, Any]]]) -> Batch:
+        """Rows hold one record each: encoder-decoders do not pack."""
+        records = [record for row in rows for record in row]
+        inputs = [record["input_ids"][~record["loss_mask"]] for record in records]
+        answers = [record["input_ids"][record["loss_mask"]] for record in records]
+        targets = padded(answers, self.pad_token_id)
+        written = padded([np.ones(len(answer)) for answer in answers], 0).flatten().bool()
+        before = functional.pad(targets[:, :-1], (1, 0), value=self.start)
+        items = sum(len(answer) for answer in answers)
+        return {
+            "input_ids": padded(inputs, self.pad_token_id),
+            "attention_mask": padded([np.ones(len(row)) for row in inputs], 0),
+            "decoder_input_ids": before,
+            "positions": torch.arange(targets.numel())[written],
+            "targets": targets.flatten()[written],
+            "items": items,
+            "tokens": items + sum(len(row) for row in inputs),
+        }
+
+    def judge(self, batch: Batch) -> Judgement:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
+        return self._judged(batch, batch["decoder_input_ids"].shape[1], inputs)
 
 
 class _Selection:
@@ -105,9 +154,10 @@ def _has_plain_head(model: Any) -> bool:
     was_training = model.training
     device = layer.weight.device
     probe = torch.arange(4, device=device).unsqueeze(0)
+    inputs = {"input_ids": probe} | ({"decoder_input_ids": probe} if model.config.is_encoder_decoder else {})
     selected = _Selection(torch.arange(4, device=device), width=4, skip_head=False)
     with torch.no_grad(), selected.at(layer):
-        logits = model.eval()(input_ids=probe, use_cache=False).logits
+        logits = model.eval()(**inputs, use_cache=False).logits
     model.train(was_training)
     return torch.equal(logits, layer(selected.hidden))
 
