@@ -29,6 +29,9 @@ EXAMPLES = [
     *(pytest.param(path, marks=pytest.mark.matrix) for path in sorted((ROOT / "examples/methods").glob("*.yaml"))),
 ]
 
+NAMED = {"compose": ("lora-sft.yaml", "methods/qlora.yaml")}
+"""Examples that wait for what others publish."""
+
 
 @pytest.fixture
 def workspace(jobs: Jobs, images: Images, tmp_path: Path) -> Callable[[str], Workspace]:
@@ -60,6 +63,8 @@ def test_example(
 ) -> None:
     """The job succeeds; its artifact beats its base, and scores with upstream code what the status reports."""
     name = jobs.apply(example)
+    for other in NAMED.get(example.stem, ()):
+        jobs.until_succeeded(jobs.apply(ROOT / "examples" / other), seconds=900)
     job = jobs.until_succeeded(name, seconds=900)
     assert condition(job, "Complete")["status"] == "True"
     assert_columns(jobs.kubectl, name)
