@@ -43,17 +43,28 @@ def main() -> int:
     if options.child:
         stage, run = options.child
         return {"bare": bare_loop, "reopen": reopened}[stage](run) if stage in MEASURES else measured_stage(stage, run)
-    with tempfile.TemporaryDirectory(prefix="methods-") as folder:
-        rows = [row for name in options.methods if (row := measured(name, options, Path(folder) / name))]
-    text = table(rows, options)
-    print(text)
-    if options.write:
-        draw(rows)
-        FIGURES.write_text(json.dumps({row["method"]: row for row in rows}, indent=1) + "\n", encoding="utf-8")
-        page = PAGE.read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    rows = []
+    for name in options.methods:
+        with tempfile.TemporaryDirectory(prefix="methods-") as folder:
+            row = measured(name, options, Path(folder) / name)
+        if row:
+            rows.append(row)
+            if options.write:
+                write(row)
+    print(table(rows))
     return 0
+
+
+def write(row: dict[str, Any]) -> None:
+    """Put a method's figures in place of its old ones, and the table and the picture of all anew."""
+    known = json.loads(FIGURES.read_bytes()) if FIGURES.exists() else {}
+    known[row["method"]] = row
+    rows = [known[name] for name in METHODS if name in known]
+    FIGURES.write_text(json.dumps({row["method"]: row for row in rows}, indent=1) + "\n", encoding="utf-8")
+    draw(rows)
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table(rows)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,6 +98,7 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     artifact = folder / "workspace/result/artifact"
     row = {
         "method": name,
+        "steps": options.steps,
         "trainable": plan["trainableParameters"],
         "share": plan["trainableParameters"] / plan["totalParameters"],
         "before": result["evaluation"]["base"]["loss"],
@@ -208,9 +220,10 @@ COLUMNS = (
 )
 
 
-def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
+    steps = " or ".join(sorted({str(row["steps"]) for row in rows}))
     lines = [
-        f"SmolLM2-135M, {options.steps} steps of 8 records, the methods' own default options and learning rates.\n",
+        f"SmolLM2-135M, {steps} steps of 8 records, the methods' own default options and learning rates.\n",
         _line(COLUMNS),
         _line(["---"] * len(COLUMNS)),
         *(_line(_cells(row)) for row in rows),
