@@ -9,6 +9,7 @@ import itertools
 import json
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,24 @@ def test_prompts_are_asked_as_inputs_are_prepared(kind: str, tmp_path: Path) -> 
     assert isinstance(text, str)
     with pytest.raises(KeyboardInterrupt):
         answers(tuner, folder, run.run.spec.evaluation, Stop().check)
+
+
+@pytest.mark.parametrize("kind", ["lora", "promptTuning", "pTuningV2"])
+def test_a_decoder_deeper_than_its_encoder_answers(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says is what whole passes say."""
+    deep = partial(tiny.t5, num_layers=1, num_decoder_layers=3)
+    monkeypatch.setitem(training.MODELS, "deep", deep)
+    run = prepared(tmp_path, Pair("deep", "sft", kind), evaluation={"prompts": ["abc -> "], "maxNewTokens": 4})
+    tuner, folder = run.tuner(), run.workspace.prepared / "tokenizer"
+    (text,) = answers(tuner, folder, run.run.spec.evaluation, lambda: None)
+    words, said = AutoTokenizer.from_pretrained(folder), [0]
+    read = torch.tensor([words("abc -> ")["input_ids"] + [words.eos_token_id]])
+    tuner.model.eval()
+    with torch.no_grad():
+        while len(said) < 5 and said[-1] != words.eos_token_id:
+            logits = tuner.model(input_ids=read, decoder_input_ids=torch.tensor([said]), use_cache=False).logits
+            said.append(int(logits[0, -1].argmax()))
+    assert text == words.decode(said, skip_special_tokens=True).strip()
 
 
 class Stop:
