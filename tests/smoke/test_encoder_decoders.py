@@ -9,6 +9,7 @@ import itertools
 import json
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from peft import PeftModel
 from torch.nn import functional
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration, DynamicCache, EncoderDecoderCache
 
@@ -161,6 +163,24 @@ def test_prompts_are_asked_as_inputs_are_prepared(kind: str, tmp_path: Path) -> 
         answers(tuner, folder, run.run.spec.evaluation, Stop().check)
 
 
+@pytest.mark.parametrize("kind", ["lora", "promptTuning", "pTuningV2"])
+def test_a_decoder_deeper_than_its_encoder_answers(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says is what whole passes say."""
+    deep = partial(tiny.t5, num_layers=1, num_decoder_layers=3)
+    monkeypatch.setitem(training.MODELS, "deep", deep)
+    run = prepared(tmp_path, Pair("deep", "sft", kind), evaluation={"prompts": ["abc -> "], "maxNewTokens": 4})
+    tuner, folder = run.tuner(), run.workspace.prepared / "tokenizer"
+    (text,) = answers(tuner, folder, run.run.spec.evaluation, lambda: None)
+    words, said = AutoTokenizer.from_pretrained(folder), [0]
+    read = torch.tensor([words("abc -> ")["input_ids"] + [words.eos_token_id]])
+    tuner.model.eval()
+    with torch.no_grad():
+        while len(said) < 5 and said[-1] != words.eos_token_id:
+            logits = tuner.model(input_ids=read, decoder_input_ids=torch.tensor([said]), use_cache=False).logits
+            said.append(int(logits[0, -1].argmax()))
+    assert text == words.decode(said, skip_special_tokens=True).strip()
+
+
 class Stop:
     """Cannot be copied, like what hears of signals."""
 
@@ -277,11 +297,39 @@ def spec_of(method: dict[str, Any], **stanzas: Any) -> FineTuneJobSpec:
 # --- what is published ------------------------------------------------------------------------------------------------
 
 
-def trained(folder: Path, name: str, kind: str, **spec: Any) -> Prepared:
-    run = prepared(folder, Pair(name, "sft", kind), training={"maxSteps": 2}, **spec)
+def trained(folder: Path, name: str, kind: str, precision: str = "fp32", **spec: Any) -> Prepared:
+    training = {"maxSteps": 2, "precision": precision}
+    run = prepared(folder, Pair(name, "sft", kind), training=training, **spec)
     run.train()
     publish(run.run, run.workspace, Progress("publish"))
     return run
+
+
+@pytest.mark.parametrize(
+    "options", [{"dora": True}, {"init": "pissa"}, {"rsLora": True, "modulesToSave": ["wi_0"]}], ids=str
+)
+def test_plain_peft_loads_what_every_variant_of_lora_publishes(
+    options: dict[str, Any], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    model, answer = adapted(folders["flan_t5"], "lora", **options), torch.tensor([ANSWERS[2]])
+    inputs = {"input_ids": torch.tensor([INPUTS[1]]), "decoder_input_ids": answer}
+    METHODS["lora"].save(model, tmp_path, "base", "main")
+    again = PeftModel.from_pretrained(modelling.load(folders["flan_t5"], HEAD, 0).model, tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("families", "handlers")
+@pytest.mark.parametrize("kind", ["qlora", "qaLora", "prefixTuning", "uniPelt"])
+def test_what_is_published_is_what_bf16_training_measured(kind: str, tmp_path: Path) -> None:
+    """T5 keeps layers in fp32, adds its biases to scores in fp32, and casts by the dtype of a weight."""
+    run = trained(tmp_path, "flan_t5", kind, precision="bf16")
+    tuner, chosen = run.tuner(), run.run.spec.method
+    base = METHODS[kind].load(tmp_path / "model", HEAD, 0, chosen.options, torch.bfloat16)
+    tuner.model = METHODS[kind].reopen(base, run.workspace.result / results.ARTIFACT)
+    modelling.narrow_frozen(tuner.model, torch.bfloat16)
+    metrics, _ = tuner.assess(run.stage().rows("test"), lambda: None)
+    assert metrics == results.read(run.workspace.result).evaluation.tuned
 
 
 @pytest.mark.usefixtures("families", "handlers")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, StoppingCriteriaList
+from transformers import AutoTokenizer, DynamicCache, EncoderDecoderCache, StoppingCriteriaList
 
 from finetune_api.spec import Evaluation
 
@@ -32,7 +32,8 @@ def _answer(tuner: Any, tokenizer: Any, prompt: str, limit: int, check: Callable
     writes_apart = tuner.model.config.is_encoder_decoder
     encoded = _encoded(tokenizer, prompt).to(tuner.args.device)
     if writes_apart:
-        encoded = _ended(encoded, tokenizer)
+        # Left to itself transformers gives T5's decoder a cache for as many blocks as the encoder has.
+        encoded = _ended(encoded, tokenizer) | {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
     output = tuner.model.generate(
         **encoded,
         max_new_tokens=limit,
@@ -56,7 +57,7 @@ def _encoded(tokenizer: Any, prompt: str) -> Any:
     return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 
 
-def _ended(encoded: Any, tokenizer: Any) -> dict[str, torch.Tensor]:
+def _ended(encoded: Any, tokenizer: Any) -> dict[str, Any]:
     """The prompt as inputs of an encoder-decoder are prepared (data/tokens.py): with an end, unless it has one."""
     ids = encoded["input_ids"].long()
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
