@@ -1,6 +1,6 @@
 # Everything a contributor runs, one target each. `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup requirements generate check test matrix e2e e2e-matrix demo cluster-up cluster-down bench bench-methods
+.PHONY: help setup requirements generate check test matrix support e2e e2e-matrix demo cluster-up cluster-down bench bench-methods
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -18,10 +18,11 @@ requirements: setup ## resolve requirements/*.in anew into requirements/*.txt (U
 	@UV="$$(ls -d $${XDG_CACHE_HOME:-$$HOME/.cache}/finetune-operator/uv/$$(sha256sum requirements/bootstrap.txt | cut -c1-12)/bin/uv)" \
 		requirements/compile.sh $(if $(UPGRADE),--upgrade)
 
-generate: setup ## write the CRD, the chart's copy of it and docs/api.md from crds/finetune_api
+generate: setup ## write the CRD, the chart's copy of it, docs/api.md and the README's table of methods
 	python -m finetune_api.crd > crds/finetunejobs.yaml
 	cp crds/finetunejobs.yaml $(CRD)
 	python -m finetune_api.reference > docs/api.md
+	python benchmarks/methods_table.py
 
 check: setup ## form: lint, types, layers, generated files, chart
 	ruff check .
@@ -31,6 +32,7 @@ check: setup ## form: lint, types, layers, generated files, chart
 	cmp crds/finetunejobs.yaml <(python -m finetune_api.crd)
 	cmp crds/finetunejobs.yaml $(CRD)
 	cmp docs/api.md <(python -m finetune_api.reference)
+	python benchmarks/methods_table.py --check
 	$$(python tests/cluster binaries helm) lint --strict --quiet charts/finetune-operator
 
 test: setup ## every test but the cluster ones, on a real API server
@@ -38,6 +40,9 @@ test: setup ## every test but the cluster ones, on a real API server
 
 matrix: setup ## every method with every objective on every model family, beyond the pairs that `make test` runs
 	pytest -m matrix --numprocesses 2 --dist loadscope tests/smoke/test_train_pairs.py
+
+support: setup ## all of these, and note for the README what passed
+	pytest -p support --numprocesses 2 --dist loadscope tests/smoke/test_train_pairs.py
 
 e2e: setup ## every example on a real cluster (CLUSTER=current: the current kubectl context)
 	pytest -m "e2e and not matrix" -v tests/e2e

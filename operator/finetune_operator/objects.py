@@ -3,6 +3,7 @@
 It decides what a pod looks like and may do. When a child is made is `plan`'s business.
 """
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -110,6 +111,7 @@ def stage_job(run: Run, stage: StageName, settings: Settings) -> Object:
 
 def event(metadata: Metadata, type: str, reason: str, message: str, now: datetime) -> Object:
     """A Kubernetes Event about the job. Named after its content and second, so that a repeated write is one Event."""
+    content = hashlib.sha256(message.encode()).hexdigest()[:6]
     about = {
         "apiVersion": labels.API_VERSION,
         "kind": labels.KIND,
@@ -120,7 +122,7 @@ def event(metadata: Metadata, type: str, reason: str, message: str, now: datetim
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {
-            "name": f"{metadata.name}.{metadata.uid[:5]}.{reason.lower()}.{int(now.timestamp()):x}",
+            "name": f"{metadata.name}.{metadata.uid[:5]}.{reason.lower()}.{int(now.timestamp()):x}.{content}",
             "namespace": metadata.namespace,
         },
         "involvedObject": about | {"uid": metadata.uid},

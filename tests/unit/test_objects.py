@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from finetune_api.run import Run
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import FineTuneJobSpec, Metadata
 from finetune_operator import objects
 from finetune_operator.facts import STAGES, StageName
 from unit.observed import METADATA, SETTINGS, spec
@@ -161,3 +162,11 @@ def test_names_fit_into_a_label() -> None:
     """The longest name allowed, with uid, stage and the Job controller's suffix, has at most 63 characters."""
     run = run_of(spec()).model_copy(update={"name": "a" * 40})
     assert max(len(objects.stage_job(run, stage, SETTINGS)["metadata"]["name"]) + 6 for stage in STAGES) <= 63
+
+
+def test_two_steps_of_one_second_are_two_events() -> None:
+    """A second attempt may begin in the second in which the first did: only what says the same is one Event."""
+    metadata, now = Metadata(name="job", uid="12345-6"), datetime(2026, 1, 1, tzinfo=UTC)
+    said = [objects.event(metadata, "Normal", "Training", message, now) for message in ("one", "two", "two")]
+    names = [event["metadata"]["name"] for event in said]
+    assert names[0] != names[1] == names[2]

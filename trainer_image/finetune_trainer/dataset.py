@@ -6,7 +6,7 @@ whole. It knows no file format and no template; those are in `data`.
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -248,6 +248,22 @@ def _lengths(draft: Path, files: SplitFiles) -> Iterator[NDArray[np.int64]]:
         else:
             mine = rows[piece]
             yield np.diff(offsets[mine[0] : mine[-1] + 2])[mine - mine[0]]
+
+
+def longest(folder: Path, splits_files: Iterable[SplitFiles], in_pairs: bool) -> tuple[int, int]:
+    """Tokens of the longest record and 0; where inputs and answers are apart, of the longest of each. At least 1."""
+    length, answer = 1, int(in_pairs)
+    for table in {files.table for files in splits_files}:
+        offsets, mask = Column(folder / f"{table}.offsets", np.int64), folder / f"{table}.mask"
+        for piece in splits.pieces(len(offsets) - 1):
+            here = offsets[piece.start : piece.stop + 1]
+            lengths = np.diff(here)
+            if in_pairs:
+                learnt = Column(mask, np.bool_)[int(here[0]) : int(here[-1])]
+                answers = np.add.reduceat(learnt, here[:-1] - here[0], dtype=np.int64)
+                lengths, answer = lengths - answers, max(answer, int(answers.max()))
+            length = max(length, int(lengths.max()))
+    return length, answer
 
 
 def _packed(draft: Path, files: SplitFiles, capacity: int) -> SplitFiles:

@@ -19,11 +19,11 @@ from finetune_api.spec import FineTuneJobSpec, Training
 from finetune_api.status import Plan
 from finetune_trainer.base_model import base_model
 from finetune_trainer.data.tokenizer import load
-from finetune_trainer.dataset import Preparation, Watch, data_key, prepared_data
+from finetune_trainer.dataset import Preparation, Watch, data_key, longest, prepared_data
 from finetune_trainer.failures import Failure
 from finetune_trainer.output import check_output, check_room
 from finetune_trainer.parameters import ParameterCount, Parameters
-from finetune_trainer.prepared import Prepared, open_split, read_prepared, write_page
+from finetune_trainer.prepared import Prepared, read_prepared, write_page
 from finetune_trainer.report import Progress
 from finetune_trainer.start import composed_start, settled
 from finetune_trainer.state import sha256_of
@@ -142,15 +142,11 @@ def _load(job: Preparation, page: Prepared) -> dict[str, Any]:
     """What the data asks of the run, as fitting.Load says it."""
     records = page.data.train_examples or 0
     rows = page.data.packed_rows or records
-    splits = [open_split(job.workspace, page, name) for name in page.splits]
-    there = [split for split in splits if split is not None and len(split)]
-    answer = max((int(split.learnt.max()) for split in there), default=1) if job.in_pairs else 0
-    inputs = (split.lengths - split.learnt if job.in_pairs else split.lengths for split in there)
-    longest = max((int(lengths.max()) for lengths in inputs), default=1)
+    length, answer = longest(job.workspace.prepared, page.splits.values(), job.in_pairs)
     usual = schedule(job.spec.training, records, rows)
     batch = usual[0] * usual[1]
     return {
-        "length": page.max_length if page.packing else longest,
+        "length": page.max_length if page.packing else length,
         "answer": answer,
         "packed": page.packing,
         "batch": batch,

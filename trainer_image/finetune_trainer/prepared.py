@@ -149,14 +149,6 @@ class Split:
         return lengths if self._rows is None else lengths[self._rows]
 
     @cached_property
-    def learnt(self) -> Ints:
-        """Learnt tokens of each record, int32[len(self)]; for sft."""
-        mask, starts = self._table.mask, self._table.offsets[:-1]
-        assert mask is not None
-        learnt = np.add.reduceat(mask, starts, dtype=np.int32) if len(starts) else np.empty(0, np.int32)
-        return learnt if self._rows is None else learnt[self._rows]
-
-    @cached_property
     def labels(self) -> Ints | None:
         """Class ids, int32[len(self)]; None for sft."""
         labels = self._table.labels
