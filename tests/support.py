@@ -2,8 +2,8 @@
 
     pytest -p support tests/smoke/test_train_pairs.py
 
-writes docs/support.json, from which `make generate` makes the README's table. It only listens: what passes is decided
-by the tests.
+updates docs/support.json with the pairs that ran; `make generate` makes the README's table from it. It only listens:
+what passes is decided by the tests.
 """
 
 import json
@@ -31,8 +31,12 @@ class Listener:
             pairs[key] = pairs.get(key, True) and report.passed
 
     def pytest_sessionfinish(self) -> None:
-        if self.outcomes:
-            PAGE.write_text(json.dumps(self.outcomes, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        if not self.outcomes:
+            return
+        known: Outcomes = json.loads(PAGE.read_bytes()) if PAGE.exists() else {}
+        for method, pairs in self.outcomes.items():
+            known.setdefault(method, {}).update(pairs)
+        PAGE.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def pytest_configure(config: pytest.Config) -> None:
