@@ -31,8 +31,8 @@ ROOT = Path(__file__).parents[1]
 PAGE, PICTURE, FIGURES = ROOT / "docs/methods.md", ROOT / "docs/methods.svg", ROOT / "docs/methods.json"
 BEGIN, END = "<!-- benchmarks/methods.py writes from here -->", "<!-- to here -->"
 METHODS = [str(field.alias) for field in Method.model_fields.values()]
-MEASURES = ("bare", "reopen")
-"""What runs between the stages."""
+WARM = 2
+"""Steps that are not timed."""
 MERGED = re.compile(r"merged model against adapter: logits differ by at most ([0-9.e+-]+)")
 NEEDS: dict[str, dict[str, Any]] = {"bitFit": {"addBiases": True}}
 """Options without which a method refuses this model."""
@@ -42,7 +42,7 @@ def main() -> int:
     options = parser().parse_args()
     if options.child:
         stage, run = options.child
-        return {"bare": bare_loop, "reopen": reopened}[stage](run) if stage in MEASURES else measured_stage(stage, run)
+        return MEASURES[stage](run) if stage in MEASURES else plain_stage(stage, run)
     rows = []
     for name in options.methods:
         with tempfile.TemporaryDirectory(prefix="methods-") as folder:
@@ -83,12 +83,12 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     """What one method cost and learnt; None, with a word on standard error, where it cannot run here."""
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(run_of(name, options, folder).model_dump_json(by_alias=True, exclude_none=True))
-    said: dict[str, str] = {}
+    said: dict[str, Any] = {}
     for stage in ("prepare", "bare", "train", "reopen", "publish"):
         command = [sys.executable, __file__, "--child", stage, str(folder / "run.json")]
         with (folder / f"{stage}.log").open("w+") as log:
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True)
-        said[stage] = done.stdout.split()[-1] if done.stdout else ""
+        said[stage] = json.loads(done.stdout.splitlines()[-1]) if stage in MEASURES and done.stdout else {}
         if done.returncode:
             print(f"{name}: {stage}:\n{(folder / f'{stage}.log').read_text()[-2000:]}", file=sys.stderr, flush=True)
             return None
@@ -103,17 +103,23 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         "share": plan["trainableParameters"] / plan["totalParameters"],
         "before": result["evaluation"]["base"]["loss"],
         "after": result["evaluation"]["tuned"]["loss"],
-        "tokens_per_second": (speed := result["state"]["tokens"] / result["state"]["seconds"]),
-        "of_bare": speed / float(said["bare"]),
-        "reopened": float(said["reopen"]),
+        "tokens_per_second": sum(said["bare"]["tokens"][WARM:]) / _seconds(said["train"]),
+        "of_bare": _seconds(said["bare"]) / _seconds(said["train"]),
+        "reopened": said["reopen"]["difference"],
         "merged": float(merged[1]) if merged else None,
-        "peak_mb": int(said["train"]) / 1024,
+        "peak_mb": said["train"]["peak_kb"] / 1024,
         "size": sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file()),
         "loader": result["loader"],
         "rate": Method.model_validate({name: {}}).options.default_learning_rate,
     }
     print(row, file=sys.stderr, flush=True)
     return row
+
+
+def _seconds(said: dict[str, Any]) -> float:
+    """From the last step that warms up to the last of all."""
+    ticks: list[float] = said["ticks"]
+    return ticks[-1] - ticks[WARM - 1]
 
 
 def run_of(name: str, options: argparse.Namespace, folder: Path) -> Run:
@@ -135,17 +141,39 @@ def run_of(name: str, options: argparse.Namespace, folder: Path) -> Run:
     return run.model_copy(update={"spec": run.spec.resolved()})
 
 
-def measured_stage(stage: str, run: str) -> int:
-    """In a process of its own: the stage, then its peak memory in kilobytes."""
+def plain_stage(stage: str, run: str) -> int:
+    """In a process of its own, as a pod runs it."""
     from finetune_trainer.__main__ import main as trainer
 
-    code = trainer([stage, "--run", run, "--port", "0"])
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    return code
+    return trainer([stage, "--run", run, "--port", "0"])
+
+
+def train_stage(run_file: str) -> int:
+    """The train stage: when each step ended, and the peak memory of its process."""
+    from finetune_api.run import read_run
+    from finetune_trainer.imports import leave_out_unused
+
+    run, ticks = read_run(Path(run_file)), []
+    leave_out_unused(run.spec)
+
+    from finetune_trainer.report import Progress
+    from finetune_trainer.train import train
+    from finetune_trainer.workspace import Workspace
+
+    class Timed(Progress):
+        def update(self, **fields: Any) -> None:
+            super().update(**fields)
+            if fields.get("loss") is not None:
+                ticks.append(time.perf_counter())
+
+    train(run, Workspace(Path(run.workspace)), Timed("train"))
+    print(json.dumps({"ticks": ticks, "peak_kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+    return 0
 
 
 def bare_loop(run_file: str) -> int:
-    """Tokens a second of the same model, batches and optimizer without a Trainer, callbacks, checks or checkpoints."""
+    """The same model, batches and optimizer without a Trainer, callbacks, checks or checkpoints: tokens and end of each
+    step."""
     import torch
 
     from finetune_api.run import read_run
@@ -163,7 +191,8 @@ def bare_loop(run_file: str) -> int:
     batches = iter(tuner.get_train_dataloader())
     assert run.spec.training.max_steps is not None
     tuner.model.train()
-    tokens, began = 0, time.perf_counter()
+    tokens: list[int] = []
+    ticks: list[float] = []
     for _ in range(run.spec.training.max_steps):
         batch = next(batches)
         with tuner.autocast():
@@ -173,8 +202,9 @@ def bare_loop(run_file: str) -> int:
         torch.nn.utils.clip_grad_norm_(moving, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        tokens += batch["tokens"]
-    print(tokens / (time.perf_counter() - began))
+        tokens.append(batch["tokens"])
+        ticks.append(time.perf_counter())
+    print(json.dumps({"tokens": tokens, "ticks": ticks}))
     return 0
 
 
@@ -201,8 +231,12 @@ def reopened(run_file: str) -> int:
     assert result is not None
     assert result.evaluation.tuned is not None
     metrics, _ = tuner.assess(rows, lambda: None)
-    print(abs(metrics.loss - result.evaluation.tuned.loss))
+    print(json.dumps({"difference": abs(metrics.loss - result.evaluation.tuned.loss)}))
     return 0
+
+
+MEASURES = {"bare": bare_loop, "train": train_stage, "reopen": reopened}
+"""What runs beside the plain stages, or in place of one; each says in a last line what it found."""
 
 
 COLUMNS = (
@@ -238,13 +272,17 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['share']:.3%}",
         f"{row['before']:.3f} → **{row['after']:.3f}**",
         f"{row['tokens_per_second']:.0f}",
-        f"{row['of_bare']:.2f}",
+        _known(row["of_bare"], ".2f"),
         f"{row['peak_mb']:,.0f}",
         f"{row['size'] / 1e6:,.2f} MB",
-        f"{row['reopened']:g}",
-        "" if row["merged"] is None else f"{row['merged']:.0e}",
+        _known(row["reopened"], "g"),
+        _known(row["merged"], ".0e"),
         f"{row['rate']:g}",
     ]
+
+
+def _known(figure: float | None, form: str) -> str:
+    return "" if figure is None else format(figure, form)
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -78,7 +78,7 @@ def _said(options: type[MethodOptions]) -> str:
 
 
 def _paper(options: type[MethodOptions]) -> str:
-    found = re.search(r"arXiv:(\d+\.\d+)", json.dumps(options.model_json_schema()))
+    found = re.search(r"arXiv:(\d+\.\d+)", (options.__doc__ or "") + json.dumps(options.model_json_schema()))
     return f"[{found[1]}](https://arxiv.org/abs/{found[1]})" if found else ""
 
 
