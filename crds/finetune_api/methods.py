@@ -232,6 +232,9 @@ class AdaLora(MethodOptions):
     """Steps between two distributions of the budget."""
     orthogonality: Annotated[float, Field(ge=0, le=10)] = 0.1
     """Weight of the penalty that keeps P and Q orthogonal."""
+    lambda_ratio: Annotated[float, Field(ge=1, le=1024)] = 10
+    """Learning rate of Λ as a multiple of that of P and Q. P and Q keep their length, so the size of the update is Λ's,
+    which starts at 0 and moves by about its rate a step. 1: one rate for all, as in the paper, for long runs."""
     sensitivity_decay: Annotated[float, Field(gt=0, lt=1)] = 0.85
     """β₁: decay of the moving average of importance."""
     uncertainty_decay: Annotated[float, Field(gt=0, lt=1)] = 0.85

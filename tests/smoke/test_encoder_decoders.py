@@ -7,8 +7,6 @@ depths and widths differ in the tiny models.
 
 import itertools
 import json
-import signal
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -319,7 +317,7 @@ def test_plain_peft_loads_what_every_variant_of_lora_publishes(
         torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits, atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.usefixtures("families", "handlers")
+@pytest.mark.usefixtures("families")
 @pytest.mark.parametrize("kind", ["qlora", "qaLora", "prefixTuning", "uniPelt"])
 def test_what_is_published_is_what_bf16_training_measured(kind: str, tmp_path: Path) -> None:
     """T5 keeps layers in fp32, adds its biases to scores in fp32, and casts by the dtype of a weight."""
@@ -332,7 +330,7 @@ def test_what_is_published_is_what_bf16_training_measured(kind: str, tmp_path: P
     assert metrics == results.read(run.workspace.result).evaluation.tuned
 
 
-@pytest.mark.usefixtures("families", "handlers")
+@pytest.mark.usefixtures("families")
 @pytest.mark.parametrize("name", MODELS)
 def test_a_whole_model_is_published_as_it_was_measured(name: str, tmp_path: Path) -> None:
     """Also where the output layer is no copy of the embeddings, of which T5's config says nothing."""
@@ -346,7 +344,7 @@ def test_a_whole_model_is_published_as_it_was_measured(name: str, tmp_path: Path
     assert 'AutoModelForSeq2SeqLM.from_pretrained(".")' in (tmp_path / "output/README.md").read_text()
 
 
-@pytest.mark.usefixtures("families", "handlers")
+@pytest.mark.usefixtures("families")
 @pytest.mark.parametrize(
     ("name", "kind"), [("flan_t5", "lora"), ("flan_t5", "qaLora"), ("t5", "ia3"), ("bart", "lora"), ("bart", "adaLora")]
 )
@@ -364,14 +362,6 @@ def families(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that whole runs of these can be prepared."""
     for name, make in MODELS.items():
         monkeypatch.setitem(training.MODELS, name, make)
-
-
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------

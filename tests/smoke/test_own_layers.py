@@ -6,7 +6,7 @@ as the formula says; and no row of a batch, no cache and no recomputation change
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -400,15 +400,6 @@ def test_an_adapter_is_refused_by_another_method_and_another_model(load: Load, t
         METHODS["adapter"].reopen(load("gpt2"), tmp_path)
 
 
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("handlers")
 def test_a_checkpoint_of_one_method_is_refused_for_another(tmp_path: Path) -> None:
     """Stopped as an adapter, the run does not go on as UniPELT."""
     run = prepared(tmp_path, Pair("llama", "sft", "adapter"))

@@ -62,6 +62,10 @@ class AdaLora(PeftMethod):
             warnings.filterwarnings("ignore", message=".*LoRA tensor.*invalid shape")
             super().save(model, folder, base_name, base_revision)
 
+    def parameter_rates(self, model: nn.Module, options: Options, rate: float) -> dict[str, float]:
+        names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        return {name: rate * options.lambda_ratio for name in names if ".lora_E." in name}
+
     def penalty(self, model: nn.Module) -> torch.Tensor:
         """Weight times the mean over all P and Q of |PᵀP - 1| (Frobenius)."""
         terms = [_distance(name, factor) for name, factor in model.named_parameters() if _is_factor(name)]
