@@ -48,7 +48,7 @@ def _table(path: str, schema: dict[str, Any]) -> str:
 
 def _type(field: dict[str, Any]) -> str:
     if "x-kubernetes-int-or-string" in field:
-        return "quantity"
+        return "quantity" if "maximum" not in field else f"integer{_bounds(field, 'minimum', 'maximum')}, `auto`"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "items" in field:

@@ -70,5 +70,14 @@ Quantity = Annotated[
 ]
 """A Kubernetes quantity such as `2`, `500m` or `8Gi`."""
 
+
+def or_auto(least: int, most: int) -> WithJsonSchema:
+    """The wire form of a whole number from `least` to `most` or the word `auto`."""
+    bounds = {"minimum": least, "maximum": most, "pattern": "^auto$", "maxLength": 4}
+    return WithJsonSchema(
+        {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True, **bounds}
+    )
+
+
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 DnsName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from finetune_api import labels, uris
 from finetune_api.methods import Lora, Method, methods_that
-from finetune_api.schema import DnsLabel, DnsName, Model, Quantity, Rule, at_most_one_of, exactly_one_of
+from finetune_api.schema import DnsLabel, DnsName, Model, Quantity, Rule, at_most_one_of, exactly_one_of, or_auto
 from finetune_api.sources import REVISION_OF_THE_HUB, Auth, not_a_local_file, stays_inside
 from finetune_api.uris import DATASET_FORMS, DATASET_PATTERN, MODEL_FORMS, MODEL_PATTERN, OUTPUT_FORMS, OUTPUT_PATTERN
 
@@ -151,12 +151,18 @@ class EarlyStopping(Model):
     """Smallest fall of the validation loss that counts as an improvement."""
 
 
+DEFAULT_BATCH = 16
+BatchSize = Annotated[Annotated[int, Field(ge=1, le=65536)] | Literal["auto"], or_auto(1, 65536)]
+MicroBatchSize = Annotated[Annotated[int, Field(ge=1, le=4096)] | Literal["auto"], or_auto(1, 4096)]
+
+
 class Training(Model):
     """The optimizer, and how it is driven."""
 
     rules: ClassVar = (
         Rule(
-            "!has(self.microBatchSize) || self.batchSize % self.microBatchSize == 0",
+            "!has(self.batchSize) || !has(self.microBatchSize) || type(self.batchSize) == string || "
+            "type(self.microBatchSize) == string || self.batchSize % self.microBatchSize == 0",
             "batchSize must be a multiple of microBatchSize",
         ),
     )
@@ -166,12 +172,13 @@ class Training(Model):
     max_steps: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
     """Optimizer steps, whatever the number of epochs. 0, for a method that starts from stored adapters, trains nothing:
     what they make together is measured and published as it is."""
-    batch_size: Annotated[int, Field(ge=1, le=65536)] = 16
-    """Records per optimizer step, over all devices."""
-    micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Records per forward pass; the gradient is accumulated over batchSize / microBatchSize passes. Default: the
-    largest divisor of batchSize that fits resources.gpuMemory; where that is not known, and on the CPU, that is at most
-    8. What it is stands in status.plan."""
+    batch_size: BatchSize = DEFAULT_BATCH
+    """Records per optimizer step, over all devices. `auto`: as many as microBatchSize says; where both are `auto`, as
+    many as fit resources.gpuMemory at once, a power of two up to 64, and 16 where that is not known or on the CPU."""
+    micro_batch_size: MicroBatchSize = "auto"
+    """Records per forward pass; the gradient is accumulated over batchSize / microBatchSize passes. `auto`: the largest
+    divisor of batchSize that fits resources.gpuMemory; where that is not known, and on the CPU, that is at most 8. What
+    it is stands in status.plan."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     """Peak learning rate. Default: the method's own."""
     optimizer: Literal["adamw", "adamw8bit", "pagedAdamw8bit", "adafactor"] = "adamw"
@@ -386,8 +393,17 @@ class FineTuneJobSpec(Model):
         rate = training.learning_rate or self.method.options.default_learning_rate
         if checkpoint.every_steps is None and checkpoint.every_minutes is None:
             checkpoint = checkpoint.model_copy(update={"every_minutes": 10})
-        training = training.model_copy(update={"learning_rate": rate})
+        training = training.model_copy(update={"learning_rate": rate, "batch_size": self._batch_size()})
         return self.model_copy(update={"training": training, "checkpoint": checkpoint})
+
+    def _batch_size(self) -> int | Literal["auto"]:
+        """`auto` only where the memory of a GPU is to decide."""
+        batch, micro = self.training.batch_size, self.training.micro_batch_size
+        if batch != "auto":
+            return batch
+        if micro == "auto" and not (self.resources.gpus and self.resources.gpu_memory):
+            return DEFAULT_BATCH
+        return micro
 
 
 class Metadata(Model):

@@ -19,7 +19,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.reasons import Phase
 from finetune_cli import listing, report
 from finetune_cli.cluster import ClusterError, Jobs, NotFoundError, Object
-from finetune_cli.terminal import err, out
+from finetune_cli.terminal import can_redraw, err, out
 
 POLL_SECONDS = 1.0
 TIRED = 30
@@ -56,7 +56,7 @@ class Follower:
         """Until the job ends (0: succeeded, 1: failed), or for ever where there is no name."""
         if name is not None:
             self.job(name)
-        return self._on_terminal(name) if self.console.is_terminal else self._in_lines(name)
+        return self._on_terminal(name) if can_redraw(self.console) else self._in_lines(name)
 
     def _jobs(self, name: str | None) -> list[FineTuneJob]:
         if name is not None:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from finetune_api.events import ProgressReport
 from finetune_cli import figures
+from finetune_cli.terminal import can_redraw
 
 BEFORE = ("starting", "loading", "evaluating", "generating")
 """What comes before the first step and says nothing about the pace of steps."""
@@ -123,4 +124,4 @@ class Lines:
 
 def display(console: Console, stage: str) -> Display:
     """The display that fits the console."""
-    return Bar(console, stage) if console.is_terminal else Lines(console, stage)
+    return Bar(console, stage) if can_redraw(console) else Lines(console, stage)

@@ -9,3 +9,8 @@ PIPE_WIDTH = 160
 
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else PIPE_WIDTH)
+
+
+def can_redraw(console: Console) -> bool:
+    """Whether what is shown can be replaced: not in a pipe, nor on a terminal that only prints (TERM=dumb)."""
+    return console.is_terminal and not console.is_dumb_terminal

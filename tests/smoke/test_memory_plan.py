@@ -187,6 +187,17 @@ def test_the_largest_micro_batch_that_fits_is_chosen(models: Path) -> None:
     assert largest(PlannedModel(models / "llama", between, []), Load(64, False, 32, 8, False), unknown).rows == 8
 
 
+def test_an_automatic_batch_is_one_pass_of_what_fits(models: Path) -> None:
+    """A power of two, without a second set of gradients; the smallest where nothing fits."""
+    size = planned(models / "llama", {"lora": {}}).memory(Shape(16, 64)).total
+    spec = spec_of({"lora": {}}, resources={"gpuMemory": str(size)})
+    load = Load(64, False, 50, 50, False, in_one_pass=True)
+    fit = largest(PlannedModel(models / "llama", spec, []), load, spec.resources)
+    assert (fit.rows, fit.memory.total) == (16, size)
+    tight = spec.resources.model_copy(update={"gpu_memory": "1Mi"})
+    assert largest(PlannedModel(models / "llama", spec, []), load, tight).rows == 1
+
+
 def test_a_job_that_cannot_fit_is_refused_with_what_would(models: Path) -> None:
     """Before a GPU is held, in the words of the spec."""
     needed = planned(models / "llama", {"full": {}}).memory(Shape(16, 200)).total

@@ -20,6 +20,7 @@ from torch import nn
 from finetune_api.reasons import Reason
 from finetune_trainer import checkpoints, results
 from finetune_trainer.failures import Failure
+from finetune_trainer.memory import moment_bytes
 from finetune_trainer.report import Progress
 from training import STEPS, Pair, Prepared, StopAfter, prepared
 
@@ -88,6 +89,20 @@ def test_adafactor_holds_a_row_and_a_column_a_matrix(tmp_path: Path) -> None:
     for parameter in tuner.model.parameters():
         held = [value for value in tuner.optimizer.state[parameter].values() if torch.is_tensor(value) and value.dim()]
         assert sum(value.numel() for value in held) == sum(parameter.shape)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "adafactor"])
+def test_the_memory_plan_counts_what_is_held(tmp_path: Path, optimizer: str) -> None:
+    """Byte for byte, but for steps, flags and the code tables that all parameters share."""
+    run = prepared(tmp_path, Pair("llama", "sft", "full"), training={"optimizer": optimizer, "maxSteps": 1})
+    tuner = run.tuner()
+    tuner.train()
+    embeddings = {id(module.weight) for module in tuner.model.modules() if isinstance(module, nn.Embedding)}
+    for name, parameter in tuner.model.named_parameters():
+        state = tuner.optimizer.state[parameter].items()
+        held = [value for key, value in state if torch.is_tensor(value) and value.dim() and "qmap" not in key]
+        planned = moment_bytes(optimizer, parameter, id(parameter) in embeddings)
+        assert sum(value.nbytes for value in held) == planned, name
 
 
 def test_paged_moments_without_a_gpu_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

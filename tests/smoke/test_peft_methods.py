@@ -1,4 +1,4 @@
-"""AdaLoRA, IA³ and BitFit beyond what all methods share: budgets, places, biases, their papers' formulas."""
+"""LoRA, AdaLoRA, IA³ and BitFit beyond what all methods share: budgets, places, biases, their papers' formulas."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, BertConfig, PretrainedConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    PretrainedConfig,
+    RobertaConfig,
+)
 
 import tiny
 from finetune_api.methods import Method
@@ -53,6 +59,26 @@ BERT_BASE = BertConfig(num_labels=2)
 BERT_LARGE = BertConfig(
     hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, num_labels=2
 )
+
+
+@pytest.mark.parametrize(
+    ("config", "targets", "rank", "reported"),
+    [
+        (RobertaConfig(), ["query", "value"], 8, 0.3e6),
+        (RobertaConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16), ["query", "value"], 8, 0.8e6),
+        (DebertaV2Config(num_hidden_layers=48), ["query_proj", "value_proj"], 16, 4.7e6),
+    ],
+    ids=["roberta-base", "roberta-large", "deberta-xxl"],
+)
+def test_lora_moves_as_many_as_its_paper_reports(
+    config: PretrainedConfig, targets: list[str], rank: int, reported: float
+) -> None:
+    """Hu et al. 2021, tables 2 and 9: queries and values of each block get r (d + d) parameters."""
+    base = on_paper(config)
+    head = sum(parameter.numel() for parameter in base.model.classifier.parameters())
+    found = moving(apply("lora", base, CLASSIFIER, rank=rank, targetModules=targets)) - head
+    assert found == config.num_hidden_layers * len(targets) * rank * 2 * config.hidden_size
+    assert found == pytest.approx(reported, abs=0.05e6)
 
 
 @pytest.mark.parametrize(("config", "share"), [(BERT_BASE, 0.0009), (BERT_LARGE, 0.0008)], ids=["base", "large"])

@@ -113,8 +113,9 @@ def test_lines_come_only_with_news() -> None:
     assert [line.split(" ")[1] for line in lines] == ["0/100", "10/100", "12/100"]
 
 
-def test_a_terminal_gets_a_bar() -> None:
-    """And a pipe gets lines."""
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe gets lines, and so does a terminal that cannot go back."""
+    monkeypatch.setenv("TERM", "xterm")
     terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
     with display(terminal, "train") as shown:
         assert isinstance(shown, Bar)
@@ -122,6 +123,8 @@ def test_a_terminal_gets_a_bar() -> None:
 
     assert "5/10 · loss 1.5" in terminal.file.getvalue()  # type: ignore[attr-defined]
     assert isinstance(display(Console(file=io.StringIO()), "train"), Lines)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(display(Console(file=io.StringIO(), force_terminal=True), "train"), Lines)
 
 
 def test_results_show_before_and_after() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.spec import Training
+from finetune_api.spec import FineTuneJobSpec, Training
 from finetune_trainer.prepare import schedule
 
 
@@ -17,10 +17,47 @@ from finetune_trainer.prepare import schedule
         ({"epochs": 1, "micro_batch_size": 4}, 33, 33, (4, 4, 3)),
         ({"max_steps": 5}, 1000, 1000, (8, 2, 5)),
         ({"epochs": 1}, 3, 3, (8, 2, 1)),
+        ({"epochs": 1, "batch_size": 8, "micro_batch_size": "auto"}, 33, 33, (8, 1, 5)),
+        ({"epochs": 1, "batch_size": "auto"}, 640, 640, (64, 1, 10)),
+        ({"epochs": 1, "batch_size": "auto"}, 50, 50, (50, 1, 1)),
     ],
 )
 def test_steps(training: dict[str, Any], records: int, rows: int, expected: tuple[int, int, int]) -> None:
     assert schedule(Training(**training), records, rows) == expected
+
+
+@pytest.mark.parametrize("rows", [640, 80])
+def test_a_batch_of_what_fits_is_one_pass(rows: int) -> None:
+    """Memory decides how many rows there are, packed or not, and with them how many steps."""
+    training = Training(epochs=1, batch_size="auto")
+    assert schedule(training, 640, rows, fitting=16) == (16, 1, rows // 16)
+
+
+@pytest.mark.parametrize(
+    ("training", "resources", "expected"),
+    [
+        ({"batchSize": "auto"}, {"gpus": 1, "gpuMemory": "24Gi"}, "auto"),
+        ({"batchSize": "auto", "microBatchSize": 4}, {"gpus": 1, "gpuMemory": "24Gi"}, 4),
+        ({"batchSize": "auto"}, {"gpus": 1}, 16),
+        ({"batchSize": "auto"}, {"gpus": 0}, 16),
+        ({"batchSize": "auto", "microBatchSize": 4}, {"gpus": 0}, 4),
+        ({}, {"gpus": 1, "gpuMemory": "24Gi"}, 16),
+    ],
+)
+def test_an_automatic_batch_asks_only_a_gpu(
+    training: dict[str, Any], resources: dict[str, Any], expected: int | str
+) -> None:
+    spec = FineTuneJobSpec.model_validate(
+        {
+            "model": {"uri": "hf://org/model"},
+            "dataset": {"train": [{"uri": "pvc://data/train.jsonl"}]},
+            "method": {"lora": {}},
+            "training": training,
+            "resources": resources,
+            "output": {"uri": "pvc://models/out"},
+        }
+    )
+    assert spec.resolved().training.batch_size == expected
 
 
 @pytest.mark.parametrize(("records", "rows"), [(2661, 297), (10_000, 5_000), (1000, 999), (64_000, 1_000)])

@@ -15,7 +15,7 @@ from finetune_api.methods import Method
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.base_model import is_encoder_decoder, longest_input
 from finetune_trainer.failures import Failure
-from finetune_trainer.prepare import largest_divisor
+from finetune_trainer.prepare import batches
 
 TWO_CLASSES = ["0", "1"]
 """Where the job leaves the classes to the data: the head of a classifier is small."""
@@ -63,8 +63,9 @@ def load(folder: Path, spec: FineTuneJobSpec) -> Any:
     packed = bool(spec.objective.sft) and spec.dataset.packing != "never" and spec.resources.gpus > 0
     packed = packed and spec.method.options.takes_packed_rows and not is_encoder_decoder(config)
     answer = length if spec.objective.sft and is_encoder_decoder(config) else 0
-    batch, micro = spec.training.batch_size, spec.training.micro_batch_size
-    return Load(length, packed, batch, micro or largest_divisor(batch, at_most=8), micro is not None, answer)
+    batch, micro = batches(spec.training)
+    is_fixed, in_one_pass = spec.training.micro_batch_size != "auto", spec.training.batch_size == "auto"
+    return Load(length, packed, batch, micro, is_fixed, answer, in_one_pass)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """How much memory a training run needs, before a weight is loaded and a GPU is held.
 
-Weights, gradients and AdamW's moments are counted. What a pass needs beside them is rehearsed: the model, with its
-method applied, computes the objective's own loss and its gradient on tensors without data, so that whatever autograd
-keeps for a method, an architecture or gradient checkpointing is counted, and nothing is listed here for each of them.
+Weights, gradients and the optimizer's moments are counted. What a pass needs beside them is rehearsed: the model, with
+its method applied, computes the objective's own loss and its gradient on tensors without data, so that whatever
+autograd keeps for a method, an architecture or gradient checkpointing is counted, and nothing is listed here for each.
 
 It knows no method and no objective by name, and does not decide what fits.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import FineTuneJobSpec, Training
 from finetune_api.status import Memory
 from finetune_trainer import device, modelling
 from finetune_trainer.methods import METHODS
@@ -29,8 +30,8 @@ CPU_HEAP = 1.4
 """What the C library's heap takes over what lives in it at the peak of a pass; calibrated by the same benchmark."""
 GPU_RUNTIME = 1 << 30
 """CUDA's context, cuBLAS' workspace and what the caching allocator cannot use (not measured here)."""
-MOMENTS = 2
-"""Tensors that AdamW keeps for each parameter that moves."""
+SMALL, BLOCK = 4096, 256
+"""Elements below which bitsandbytes keeps moments in fp32, and of a block that shares a scale."""
 EVALUATED = 2
 """Rows of an evaluation batch for each row of a micro-batch."""
 SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -70,7 +71,7 @@ class PlannedModel:
         self.trainable = _count(parameter for parameter in model.parameters() if parameter.requires_grad)
         if dtype is not torch.float32:
             modelling.narrow_frozen(model, dtype)
-        self._fixed = _fixed(model, {id(layer.weight): size for layer, size in quantized.items()}, self._trains)
+        self._fixed = _fixed(model, {id(layer.weight): size for layer, size in quantized.items()}, spec.training)
         used = {id(parameter) for parameter in model.parameters() if parameter.dtype is torch.float32}
         self._replaced = 4 * _count(parameter for key, parameter in loaded.items() if key not in used)
         for layer in quantized:
@@ -123,17 +124,32 @@ def compute_dtype(spec: FineTuneJobSpec) -> torch.dtype:
     return device.compute_dtype(spec.training.precision, on)
 
 
-def _fixed(model: nn.Module, quantized: dict[int, int], trains: bool) -> Memory:
+def _fixed(model: nn.Module, quantized: dict[int, int], training: Training) -> Memory:
     """The parts that do not depend on the data; `quantized` says by id what weights take that are held otherwise."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    moving = sum(tensor.nbytes for tensor in tensors.values() if tensor.requires_grad)
+    moving = [tensor for tensor in tensors.values() if tensor.requires_grad]
+    moved = sum(tensor.nbytes for tensor in moving)
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    moments = sum(moment_bytes(training.optimizer, tensor, id(tensor) in embeddings) for tensor in moving)
     still = sum(quantized.get(key, tensor.nbytes) for key, tensor in tensors.items() if not tensor.requires_grad)
     return Memory(
         frozen_weights_bytes=still,
-        trainable_weights_bytes=moving,
-        gradients_bytes=moving if trains else 0,
-        optimizer_bytes=MOMENTS * moving if trains else 0,
+        trainable_weights_bytes=moved,
+        gradients_bytes=0 if training.max_steps == 0 else moved,
+        optimizer_bytes=0 if training.max_steps == 0 else moments,
     )
+
+
+def moment_bytes(optimizer: str, parameter: torch.Tensor, is_embedding: bool) -> int:
+    """What `spec.training.optimizer` keeps for a parameter; pages count, though they may be moved to the host."""
+    count = parameter.numel()
+    if optimizer == "adafactor" and parameter.dim() > 1:
+        return 4 * (count // parameter.shape[-1] + count // parameter.shape[-2])
+    if optimizer == "adafactor":
+        return 4 * count
+    if optimizer == "adamw" or is_embedding or count < SMALL:
+        return 2 * 4 * count
+    return 2 * (count + 4 * math.ceil(count / BLOCK))
 
 
 def _record(length: int, answer: int) -> dict[str, Any]:

@@ -181,10 +181,13 @@ def _data(run: Run, page: Prepared) -> str:
 
 def _provenance(run: Run, page: Prepared, result: Result) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-    training = run.spec.training
+    training, plan = run.spec.training, page.plan
+    batch = (
+        f"{(plan.micro_batch_size or 0) * (plan.gradient_accumulation or 0)} {'rows' if page.packing else 'records'}"
+    )
     return (
         f"Base model revision `{page.model_revision}`; {training.optimizer}, learning rate "
-        f"{training.learning_rate:g}, {training.schedule} schedule, {training.batch_size} records a step, seed "
+        f"{training.learning_rate:g}, {training.schedule} schedule, {batch} a step, seed "
         f"{training.seed}; {versions}. `manifest.json` holds the whole resolved specification, all versions, and the "
         "sha256 of every file.\n"
     )

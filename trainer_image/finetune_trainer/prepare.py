@@ -31,6 +31,8 @@ from finetune_trainer.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
+MOST_AT_ONCE = 64
+"""Records of a step that `batchSize: auto` takes at most: fewer keep a GPU busy, more want another learning rate."""
 SHORTEST = 8
 """Tokens of a record, below which nothing can be learnt: the least that training.maxLength may be."""
 
@@ -151,7 +153,8 @@ def _load(job: Preparation, page: Prepared) -> dict[str, Any]:
         "packed": page.packing,
         "batch": batch,
         "usual": usual[0],
-        "is_fixed": job.spec.training.micro_batch_size is not None,
+        "is_fixed": job.spec.training.micro_batch_size != "auto",
+        "in_one_pass": job.spec.training.batch_size == "auto",
     }
 
 
@@ -161,9 +164,10 @@ def schedule(training: Training, records: int, rows: int, fitting: int | None = 
     A step sees about batchSize records, packed or not, so that packing changes the speed of a run and not its course.
     `fitting` is the number of rows per pass that memory allows, where that was found out.
     """
-    micro = training.micro_batch_size or largest_divisor(training.batch_size, at_most=8)
-    batch = training.batch_size
-    if rows < records:
+    batch, micro = batches(training)
+    if training.batch_size == "auto":
+        batch = micro = fitting or min(micro, max(1, rows))
+    elif rows < records:
         share = rows / records
         batch = max(1, round(batch * share))
         micro = largest_divisor(batch, at_most=max(1, round(micro * share)))
@@ -172,6 +176,14 @@ def schedule(training: Training, records: int, rows: int, fitting: int | None = 
     if steps is None:
         steps = math.ceil(training.epochs * math.ceil(rows / batch))
     return micro, batch // micro, steps
+
+
+def batches(training: Training) -> tuple[int, int]:
+    """Records of a step and of a forward pass, as far as the job says; the most of both where memory is to decide."""
+    batch = MOST_AT_ONCE if training.batch_size == "auto" else training.batch_size
+    if training.micro_batch_size != "auto":
+        return batch, training.micro_batch_size
+    return batch, batch if training.batch_size == "auto" else largest_divisor(batch, at_most=8)
 
 
 def largest_divisor(number: int, at_most: int) -> int:
