@@ -1,7 +1,7 @@
 """Every method on the same model, data and budget: what moves, what it costs, and what it learns at its defaults.
 
     .venv/bin/python examples/assets.py ASSETS                     # the model and the data, once
-    .venv/bin/python benchmarks/methods.py                         # three quarters of an hour on two quiet cores
+    .venv/bin/python benchmarks/methods.py                         # fifty minutes on two quiet cores
     .venv/bin/python benchmarks/methods.py --methods lora ia3 --steps 10
     .venv/bin/python benchmarks/methods.py --write                 # and put table and picture into docs/methods.md
 
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     parser.add_argument("--assets", type=Path, default=cache / "finetune-operator/assets/out")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--steps", type=int, default=24, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=12, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--length", type=int, default=160, help="tokens per record (default: %(default)s)")
     parser.add_argument("--write", action="store_true", help="update docs/methods.md and its picture")
     parser.add_argument("--child", nargs=2, metavar=("STAGE", "RUN"), help=argparse.SUPPRESS)
