@@ -73,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--assets", type=Path, default=cache / "finetune-operator/assets/out")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--steps", type=int, default=12, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="training.precision")
     parser.add_argument("--length", type=int, default=160, help="tokens per record (default: %(default)s)")
     parser.add_argument("--write", action="store_true", help="update docs/methods.md and its picture")
     parser.add_argument("--child", nargs=2, metavar=("STAGE", "RUN"), help=argparse.SUPPRESS)
@@ -131,7 +132,12 @@ def run_of(name: str, options: argparse.Namespace, folder: Path) -> Run:
             "test": {"fraction": 0.015},
         },
         "method": {name: NEEDS.get(name, {})},
-        "training": {"maxSteps": options.steps, "batchSize": 8, "maxLength": options.length},
+        "training": {
+            "maxSteps": options.steps,
+            "batchSize": 8,
+            "maxLength": options.length,
+            "precision": options.precision,
+        },
         "resources": {"gpus": 0},
         "output": {"uri": f"file://{folder}/out", "merge": name in methods_that("is_mergeable")},
     }
