@@ -20,7 +20,7 @@ import tiny
 pytestmark = pytest.mark.timeout(900)
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-STEPS = 900
+STEPS = 400
 
 
 @dataclass(frozen=True)

@@ -63,17 +63,15 @@ class PlannedModel:
         method = METHODS[spec.method.kind]
         quantized = method.quantized_bytes(base, spec.method.options)
         pretrained = {id(parameter): parameter for parameter in base.model.parameters()}
-        loaded = dict(pretrained)
-        for layer in quantized:
-            del loaded[id(layer.weight)]
+        packed = {id(layer.weight) for layer in quantized}
         model: Any = modelling.applied(base, spec, labels)
         self.total = _count(({id(tensor): tensor for tensor in model.parameters()} | pretrained).values())
         self.trainable = _count(parameter for parameter in model.parameters() if parameter.requires_grad)
         if dtype is not torch.float32:
             modelling.narrow_frozen(model, dtype)
         self._fixed = _fixed(model, {id(layer.weight): size for layer, size in quantized.items()}, spec.training)
-        used = {id(parameter) for parameter in model.parameters() if parameter.dtype is torch.float32}
-        self._replaced = 4 * _count(parameter for key, parameter in loaded.items() if key not in used)
+        used = {id(parameter) for parameter in model.parameters() if parameter.dtype is torch.float32} - packed
+        self._replaced = 4 * _count(parameter for key, parameter in pretrained.items() if key not in used)
         for layer in quantized:
             imitate_quantized(layer)
         if spec.training.gradient_checkpointing:
