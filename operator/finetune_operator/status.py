@@ -315,6 +315,8 @@ def settled_progress(observed: Observed, verdict: Verdict, now: datetime) -> api
     report = ended[-1].report.progress if ended and ended[-1].report is not None else None
     if report is not None and report.stage == "train" and _is_news(old, report):
         return progress_of(report, None, timestamp(now))
+    if old is not None and old.percent is None and verdict.phase == Phase.SUCCEEDED:  # a run without steps
+        return old.model_copy(update={"percent": 100, "eta_seconds": None})
     is_idle = not any(pod.is_running for pod in observed.pods) or verdict.phase in (Phase.SUCCEEDED, Phase.FAILED)
     if old is not None and old.eta_seconds is not None and is_idle:
         return old.model_copy(update={"eta_seconds": None})

@@ -116,6 +116,18 @@ def test_the_trainers_last_word_ends_the_progress() -> None:
     assert progress.percent == 100
 
 
+def test_a_run_without_steps_is_done_at_its_end() -> None:
+    """Composed adapters take no step, and a percentage of no steps is not known before."""
+    word = json.dumps({"stage": "publish", "artifact": {"uri": "pvc://a/b", "digest": "sha256:c"}})
+    old = FineTuneJobStatus(phase="Publishing", progress=Progress(stage="train", step=0))
+    jobs = [stage_job(stage, is_complete=True) for stage in ("prepare", "train", "publish")]
+    for ends, percent in [((), None), ((ended("publish", 0, message=word),), 100)]:
+        seen = observed(*jobs, *ends, status=old)
+        progress = settled_progress(seen, judge(seen, milestones(seen), NOW), NOW)
+        assert progress is not None
+        assert progress.percent == percent
+
+
 def test_every_failure_says_what_to_do_next() -> None:
     """The next step follows the message, after a full stop."""
     for reason, step in NEXT_STEP.items():
