@@ -1,5 +1,7 @@
 """The machine under the trainer. Theory: a container's cores are what its cgroup grants, not what the host has."""
 
+import resource
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,22 @@ def test_auto_takes_bf16_where_the_cpu_is_not_slower_with_it(
 def test_products_are_timed_in_both_precisions() -> None:
     """What `auto` compares are times of this machine."""
     assert all(seconds > 0 for seconds in device.product_seconds().values())
+
+
+def test_what_a_thread_freed_goes_back_to_the_kernel() -> None:
+    """A block that stays at the end of its heap would keep all those below it."""
+
+    def leave_a_block() -> torch.Tensor:
+        return [torch.ones(16_000) for _ in range(2_000)][-1]
+
+    with ThreadPoolExecutor(1) as pool:
+        kept = pool.submit(leave_a_block).result()
+        before = resident_bytes()
+        device.give_back_freed()
+        assert before - resident_bytes() > 64 << 20
+        assert kept.sum() == 16_000
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()

@@ -70,7 +70,7 @@ class PlannedModel:
         if dtype is not torch.float32:
             modelling.narrow_frozen(model, dtype)
         self._fixed = _fixed(model, {id(layer.weight): size for layer, size in quantized.items()}, spec.training)
-        used = {id(parameter) for parameter in model.parameters() if parameter.dtype is torch.float32} - packed
+        used = {id(parameter) for parameter in model.parameters()} - packed
         self._replaced = 4 * _count(parameter for key, parameter in pretrained.items() if key not in used)
         for layer in quantized:
             imitate_quantized(layer)
@@ -95,7 +95,7 @@ class PlannedModel:
         passing = max(gradients + step if shape.accumulates else step, gradients, evaluation)
         rest = passing - gradients
         if not self._on_gpu:
-            # Weights are loaded by threads, and what those free (for weights in bf16 or 4 bits) nobody else can use.
+            # Of the full weights that others were built from, little goes back before the peak.
             rest += int((CPU_HEAP - 1) * passing) + self._replaced
         activations = min(kept, rest)
         runtime = GPU_RUNTIME if self._on_gpu else CPU_RUNTIME

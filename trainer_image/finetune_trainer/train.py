@@ -138,6 +138,7 @@ def assemble(stage: Stage) -> FineTuner:
     model = method.apply(base, options, head, steps, tokenizer_folder(stage.workspace))
     if dtype is not torch.float32:
         modelling.narrow_frozen(model, dtype)
+    device.give_back_freed()
     rows = stage.rows("train")
     if rows is None:
         raise Failure(Reason.DATASET_INVALID, "spec.dataset.train: no record is left to learn from")
