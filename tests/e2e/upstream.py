@@ -60,6 +60,8 @@ def held_out_loss(
         for batch in batches(records):
             ids, mask = padded(batch, padding)
             logits = model(input_ids=ids, attention_mask=mask).logits.float()
+            if logits.dim() == 3:
+                logits = logits[:, -ids.shape[1] :]  # peft counts virtual tokens in front
             chosen, targets = learnt(batch, logits)
             total += torch.nn.functional.cross_entropy(chosen, targets, reduction="sum").item()
             count += len(targets)
