@@ -18,8 +18,7 @@ from finetune_trainer.prepare import schedule
         ({"max_steps": 5}, 1000, 1000, (8, 2, 5)),
         ({"epochs": 1}, 3, 3, (8, 2, 1)),
         ({"epochs": 1, "batch_size": 8, "micro_batch_size": "auto"}, 33, 33, (8, 1, 5)),
-        ({"epochs": 1, "batch_size": "auto"}, 640, 640, (64, 1, 10)),
-        ({"epochs": 1, "batch_size": "auto"}, 50, 50, (50, 1, 1)),
+        ({"epochs": 1, "batch_size": "auto"}, 640, 640, (8, 2, 40)),
     ],
 )
 def test_steps(training: dict[str, Any], records: int, rows: int, expected: tuple[int, int, int]) -> None:

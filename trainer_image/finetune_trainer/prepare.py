@@ -15,7 +15,7 @@ from typing import Any
 from finetune_api.events import StageReport
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
-from finetune_api.spec import FineTuneJobSpec, Training
+from finetune_api.spec import DEFAULT_BATCH, FineTuneJobSpec, Training
 from finetune_api.status import Plan
 from finetune_trainer.base_model import base_model
 from finetune_trainer.data.tokenizer import load
@@ -145,16 +145,17 @@ def _load(job: Preparation, page: Prepared) -> dict[str, Any]:
     records = page.data.train_examples or 0
     rows = page.data.packed_rows or records
     length, answer = longest(job.workspace.prepared, page.splits.values(), job.in_pairs)
-    usual = schedule(job.spec.training, records, rows)
-    batch = usual[0] * usual[1]
+    in_one_pass = job.spec.training.batch_size == "auto"
+    micro, accumulation, _ = schedule(job.spec.training, records, rows)
+    most = min(MOST_AT_ONCE, max(1, rows))
     return {
         "length": page.max_length if page.packing else length,
         "answer": answer,
         "packed": page.packing,
-        "batch": batch,
-        "usual": usual[0],
+        "batch": most if in_one_pass else micro * accumulation,
+        "usual": most if in_one_pass else micro,
         "is_fixed": job.spec.training.micro_batch_size != "auto",
-        "in_one_pass": job.spec.training.batch_size == "auto",
+        "in_one_pass": in_one_pass,
     }
 
 
@@ -162,11 +163,13 @@ def schedule(training: Training, records: int, rows: int, fitting: int | None = 
     """Rows per forward pass, forward passes per step, and steps in all, for `records` in `rows` (fewer where packed).
 
     A step sees about batchSize records, packed or not, so that packing changes the speed of a run and not its course.
-    `fitting` is the number of rows per pass that memory allows, where that was found out.
+    `fitting` is the number of rows per pass that memory allows, where that was found out; where it was not,
+    `batchSize: auto` is the default.
     """
-    batch, micro = batches(training)
-    if training.batch_size == "auto":
-        batch = micro = fitting or min(micro, max(1, rows))
+    by_memory = training.batch_size == "auto"
+    batch, micro = batches(training.model_copy(update={"batch_size": DEFAULT_BATCH}) if by_memory else training)
+    if by_memory and fitting:
+        batch = fitting
     elif rows < records:
         share = rows / records
         batch = max(1, round(batch * share))
