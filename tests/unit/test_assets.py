@@ -4,7 +4,9 @@ import hashlib
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 from examples import assets
 
@@ -97,6 +99,46 @@ def test_no_topic_outweighs_another() -> None:
     labels = [label for _, label in assets.topic_rows(lines)]
 
     assert (labels.count("animal"), labels.count("food")) == (assets.ROWS_OF_A_TOPIC, 1)
+
+
+def test_quantised_weights_come_back_under_the_names_of_their_layers() -> None:
+    """A table at scale ½ around 3, a product's weight at scale 2 around 0 and turned round, a norm as it is."""
+    rows = np.array([[3, 5], [1, 4], [3, 0]])
+    lookup = helper.make_node("Gather", ["enc.table.weight_quantized", "ids"], ["looked_up"], name="/enc/table/Gather")
+    product = helper.make_node(
+        "MatMulInteger",
+        ["x", "onnx::7_quantized", "x_zero", "onnx::7_zero_point"],
+        ["y"],
+        name="/enc/block.0/q/MatMul_quant",
+    )
+    between = helper.make_node("MatMulInteger", ["x", "y"], ["z"], name="/enc/block.0/MatMul_quant")
+    weights = dict(
+        assets.onnx_weights(
+            graph_of(
+                [lookup, product, between],
+                {
+                    "enc.table.weight_quantized": rows.astype(np.uint8),
+                    "enc.table.weight_zero_point": np.uint8(3),
+                    "enc.table.weight_scale": np.float32(0.5),
+                    "onnx::7_quantized": rows.astype(np.int8),
+                    "onnx::7_zero_point": np.int8(0),
+                    "onnx::7_scale": np.float32(2),
+                    "enc.layer_norm.weight": np.float32([7, 8]),
+                },
+            )
+        )
+    )
+    assert {name: values.tolist() for name, values in weights.items()} == {
+        "enc.table.weight": [[0, 1], [-1, 0.5], [0, -1.5]],
+        "enc.block.0.q.weight": [[6, 2, 6], [10, 8, 0]],
+        "enc.layer_norm.weight": [7, 8],
+    }
+
+
+def graph_of(nodes: list[NodeProto], stored: dict[str, np.ndarray | np.generic]) -> GraphProto:
+    return helper.make_graph(
+        nodes, "half", [], [], [numpy_helper.from_array(np.asarray(values), name) for name, values in stored.items()]
+    )
 
 
 def test_archive_with_another_digest_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
