@@ -85,7 +85,7 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(run_of(name, options, folder).model_dump_json(by_alias=True, exclude_none=True))
     said: dict[str, Any] = {}
-    for stage in ("prepare", "bare", "train", "reopen", "publish"):
+    for stage in ("prepare", "bare", "train", "reopen", "publish", "noise"):
         command = [sys.executable, __file__, "--child", stage, str(folder / "run.json")]
         with (folder / f"{stage}.log").open("w+") as log:
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -95,6 +95,7 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
             return None
     plan = json.loads((folder / "workspace/prepare.report.json").read_bytes())["plan"]
     merged = MERGED.search((folder / "publish.log").read_text())
+    noise = said["noise"].get("difference")
     result = json.loads((folder / "workspace/result/result.json").read_bytes())
     artifact = folder / "workspace/result/artifact"
     row = {
@@ -108,6 +109,7 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         "of_bare": _seconds(said["bare"]) / _seconds(said["train"]),
         "reopened": said["reopen"]["difference"],
         "merged": float(merged[1]) if merged else None,
+        "noise": noise,
         "peak_mb": said["train"]["peak_kb"] / 1024,
         "size": sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file()),
         "loader": result["loader"],
@@ -241,7 +243,30 @@ def reopened(run_file: str) -> int:
     return 0
 
 
-MEASURES = {"bare": bare_loop, "train": train_stage, "reopen": reopened}
+def noise(run_file: str) -> int:
+    """How far the adapter's own logits in fp32 are from those in float64, where `publish` compares merged models."""
+    import torch
+
+    from finetune_api.run import read_run
+    from finetune_trainer import device, merge, prepared
+    from finetune_trainer.workspace import Workspace
+
+    run = read_run(Path(run_file))
+    if not run.spec.output.merge:
+        print(json.dumps({}))
+        return 0
+    device.use_cores()
+    workspace = Workspace(Path(run.workspace))
+    page = prepared.read_prepared(workspace)
+    assert page is not None
+    (_, adapted), prompts = merge.reopened(run, page, workspace), merge.prompts(page, workspace)
+    short, long = merge.logits(adapted, prompts), merge.logits(adapted.to(torch.float64), prompts)
+    differences = [float((a - b).abs().max()) for a, b in zip(short, long, strict=True)]
+    print(json.dumps({"difference": max(differences)}))
+    return 0
+
+
+MEASURES = {"bare": bare_loop, "train": train_stage, "reopen": reopened, "noise": noise}
 """What runs beside the plain stages, or in place of one; each says in a last line what it found."""
 
 
@@ -256,6 +281,7 @@ COLUMNS = (
     "published",
     "reopened",
     "merged",
+    "fp32 alone",
     "rate",
 )
 
@@ -283,6 +309,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['size'] / 1e6:,.2f} MB",
         _known(row["reopened"], "g"),
         _known(row["merged"], ".0e"),
+        _known(row["noise"], ".0e"),
         f"{row['rate']:g}",
     ]
 

@@ -31,19 +31,24 @@ def merge(run: Run, page: Prepared, workspace: Workspace, target: Path) -> None:
     """Write the merged model to `target` and read it back; raises Failure if its logits differ from the adapter's."""
     device.use_cores()
     modelling.quiet()
-    method = METHODS[run.spec.method.kind]
+    head, adapted = reopened(run, page, workspace)
+    inputs = prompts(page, workspace)
+    expected = logits(adapted, inputs)
+    METHODS[run.spec.method.kind].merged(adapted).save_pretrained(target)
+    plain = getattr(transformers, head.auto_class).from_pretrained(target, local_files_only=True)
+    compare(expected, logits(plain, inputs))
+
+
+def reopened(run: Run, page: Prepared, workspace: Workspace) -> tuple[modelling.Head, Any]:
+    """The adapter that training left, on its base in full precision, and as what that base is opened."""
     config = modelling.config_of(Path(page.model_path))
     head = OBJECTIVES[run.spec.objective.kind].suited(config).head(tuple(page.labels))
     base = modelling.load(Path(page.model_path), head, page.pad_token_id)
-    adapted = method.reopen(base, workspace.result / results.ARTIFACT)
-    prompts = _prompts(page, workspace)
-    expected = _logits(adapted, prompts)
-    method.merged(adapted).save_pretrained(target)
-    plain = getattr(transformers, head.auto_class).from_pretrained(target, local_files_only=True)
-    compare(expected, _logits(plain, prompts))
+    return head, METHODS[run.spec.method.kind].reopen(base, workspace.result / results.ARTIFACT)
 
 
-def _prompts(page: Prepared, workspace: Workspace) -> list[torch.Tensor]:
+def prompts(page: Prepared, workspace: Workspace) -> list[torch.Tensor]:
+    """int64 [1, up to TOKENS] of each of the first records."""
     split = open_split(workspace, page, "train")
     assert split is not None
     return [
@@ -52,7 +57,8 @@ def _prompts(page: Prepared, workspace: Workspace) -> list[torch.Tensor]:
     ]
 
 
-def _logits(model: Any, prompts: list[torch.Tensor]) -> list[torch.Tensor]:
+def logits(model: Any, prompts: list[torch.Tensor]) -> list[torch.Tensor]:
+    """float32, of each prompt."""
     model.eval()
     places = ("input_ids", "decoder_input_ids") if model.config.is_encoder_decoder else ("input_ids",)
     with torch.no_grad():
