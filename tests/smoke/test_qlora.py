@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, MixtralConfig, MixtralForCausalLM
 
 import tiny
+import training
 from finetune_api.methods import Lora
 from finetune_api.methods import QLora as Options
 from finetune_api.reasons import Reason
@@ -228,6 +229,29 @@ def test_it_is_merged_onto_full_precision(tmp_path: Path) -> None:
     card = (folder / "README.md").read_text()
     assert "held in 4 bits (`nf4`)" in card
     assert "`merged/` is the sum of the adapter and the base model in full precision" in card
+
+
+def test_the_card_opens_the_base_as_it_was_whatever_its_files_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files in bf16 that were read as fp32: what is not in 4 bits is opened as fp32 again, and logits are the same."""
+
+    def stored_in_bf16(folder: Path) -> Path:
+        AutoModelForCausalLM.from_pretrained(tiny.llama(folder)).bfloat16().save_pretrained(folder)
+        return folder
+
+    monkeypatch.setitem(training.MODELS, "llama", stored_in_bf16)
+    run = prepared(tmp_path, Pair("llama", "sft", "qlora"), output={"uri": f"file://{tmp_path}/output"})
+    run.train()
+    publish(run.run, run.workspace, Progress("publish"))
+    monkeypatch.chdir(tmp_path / "output")
+    names: dict[str, Any] = {}
+    exec(Path("README.md").read_text().split("```python\n")[1].split("```")[0], names)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    base = loaded(Path(run.stage().page.model_path))
+    with torch.no_grad():
+        expected = METHODS["qlora"].reopen(base, tmp_path / "output").eval()(input_ids=ids).logits
+        assert torch.equal(names["model"].eval()(input_ids=ids).logits, expected)
 
 
 def test_a_lora_adapter_comes_out(tmp_path: Path) -> None:

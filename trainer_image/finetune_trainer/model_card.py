@@ -108,9 +108,10 @@ def _base(run: Run, page: Prepared, result: Result) -> list[str]:
     if result.quantization is None:
         return [f"base = {result.auto_class}.from_pretrained({arguments})"]
     settings = ", ".join(f"{name}={value!r}" for name, value in sorted(result.quantization.items()))
+    dtype = result.quantization.get("bnb_4bit_compute_dtype", "float32")  # else that of the files, beside the 4 bits
     return [
         f"quantization = BitsAndBytesConfig({settings})",
-        f"base = {result.auto_class}.from_pretrained({arguments}, quantization_config=quantization)",
+        f"base = {result.auto_class}.from_pretrained({arguments}, dtype={dtype!r}, quantization_config=quantization)",
         "for layer in base.modules():  # else bitsandbytes computes otherwise than in training on some CPUs",
         "    layer.support_avx512bf16_for_cpu = False",
     ]
