@@ -38,7 +38,8 @@ def table() -> str:
     families = {
         key: name for key, name in FAMILIES.items() if any(key in pairs for pairs in map(_families, support.values()))
     }
-    head = ["method", "what moves", "parameters", "memory, MB", "merges", "opens with", *families.values(), "paper"]
+    known = ["method", "what moves", "parameters", "memory, MB", "merges", "served as it is", "opens with"]
+    head = [*known, *families.values(), "paper"]
     rows = [
         _row(name, options, measured.get(name), support.get(name, {}), list(families)) for name, options in members()
     ]
@@ -59,16 +60,22 @@ def _row(
 ) -> list[str]:
     figures = [f"{measured['trainable']:,}", f"{measured['peak_mb']:,.0f}"] if measured else ["", ""]
     opens = LIBRARIES[measured["loader"]] if measured else ""
-    merges = "yes" if options.is_mergeable else "no"
     return [
         f"`{name}`",
         _said(options),
         *figures,
-        merges,
+        "yes" if options.is_mergeable else "no",
+        _served(options, opens == "transformers"),
         opens,
         *(_cell(support, family) for family in families),
         _paper(options),
     ]
+
+
+def _served(options: type[MethodOptions], is_model: bool) -> str:
+    if is_model or options.is_plain_lora:
+        return "yes"
+    return "merged" if options.is_mergeable else "no"
 
 
 def _said(options: type[MethodOptions]) -> str:

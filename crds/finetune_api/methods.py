@@ -34,6 +34,8 @@ class MethodOptions(Model):
     default_learning_rate: ClassVar[float]
     is_mergeable: ClassVar[bool] = True
     """Whether what was learnt can become part of the base model's own weights."""
+    is_plain_lora: ClassVar[bool] = False
+    """Whether an ordinary LoRA adapter comes out, which inference servers take as it is."""
     takes_packed_rows: ClassVar[bool] = True
     """Whether several records may share a row: virtual tokens stand in front of a row, not of each record."""
     takes_gradient_checkpointing: ClassVar[bool] = True
@@ -117,6 +119,7 @@ class Lora(MethodOptions):
     """Low-rank adapters beside frozen linear layers (Hu et al. 2021, arXiv:2106.09685)."""
 
     default_learning_rate: ClassVar = 2e-4
+    is_plain_lora: ClassVar = True
     rules: ClassVar = (
         _EVERY_OR_NAMED,
         Rule(
@@ -169,6 +172,7 @@ class QLora(MethodOptions):
     """LoRA beside weights that are held in 4 bits (Dettmers et al. 2023, arXiv:2305.14314)."""
 
     default_learning_rate: ClassVar = 2e-4
+    is_plain_lora: ClassVar = True
     rules: ClassVar = (_EVERY_OR_NAMED,)
 
     rank: Rank = 16

@@ -1,6 +1,7 @@
 """The machine under the trainer. Theory: a container's cores are what its cgroup grants, not what the host has."""
 
 import resource
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -60,6 +61,19 @@ def test_auto_takes_bf16_where_the_cpu_is_not_slower_with_it(
 def test_products_are_timed_in_both_precisions() -> None:
     """What `auto` compares are times of this machine."""
     assert all(seconds > 0 for seconds in device.product_seconds().values())
+
+
+def test_waiting_for_a_core_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While `prepare` reads data on the same cores, every product takes as long as its turn comes late."""
+    product, wait = torch.nn.functional.linear, 0.2
+
+    def late(*factors: torch.Tensor) -> torch.Tensor:
+        time.sleep(wait)
+        return product(*factors)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", late)
+    monkeypatch.setattr(device, "TRIALS", 1)
+    assert max(device.product_seconds.__wrapped__().values()) < wait
 
 
 def test_what_a_thread_freed_goes_back_to_the_kernel() -> None:

@@ -45,17 +45,20 @@ def prefers_bf16(on: torch.device) -> bool:
 
 @cache
 def product_seconds() -> dict[torch.dtype, float]:
-    """Of one product of the size PROBE on this CPU; the best of some trials, in turns, so that other work counts for
-    little."""
+    """Processor time of one thread for one product of the size PROBE, the best of some trials in turns: other work on
+    the same cores, of which `prepare` has plenty, counts for little."""
     rows, inputs, outputs = PROBE
     factors = {dtype: (torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype))
                for dtype in (torch.float32, torch.bfloat16)}  # fmt: skip
     best = dict.fromkeys(factors, float("inf"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for _ in range(1 + TRIALS):
         for dtype, (left, right) in factors.items():
-            began = time.perf_counter()
+            began = time.thread_time()
             torch.nn.functional.linear(left, right)
-            best[dtype] = min(best[dtype], time.perf_counter() - began)
+            best[dtype] = min(best[dtype], time.thread_time() - began)
+    torch.set_num_threads(threads)
     return best
 
 
