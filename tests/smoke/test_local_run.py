@@ -20,7 +20,7 @@ import tiny
 pytestmark = pytest.mark.timeout(900)
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-STEPS = 400
+STEPS = 900
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def write_job(folder: Path, model: Path, steps: int = STEPS) -> None:
     spec = {
         "model": {"uri": f"file://{model}"},
         "dataset": {"train": [{"uri": "pvc://data/train.jsonl"}]},
-        "training": {"maxSteps": steps, "batchSize": 4, "maxLength": 64, "precision": "fp32"},
+        "training": {"maxSteps": steps, "batchSize": 8, "maxLength": 64, "precision": "fp32"},
         "evaluation": {"prompts": ["hello"], "maxNewTokens": 2, "everySteps": STEPS},
         "output": {"uri": "pvc://out/tiny"},
         "resources": {"gpus": 0},
