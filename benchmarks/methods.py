@@ -8,7 +8,8 @@
 SmolLM2-135M learns to write docstrings (sft): prompt/completion records, 8 a step. Nothing but the method differs; its
 options and its learning rate are its defaults. Each method is prepared and trained by the stages themselves, in
 processes of their own, one after the other; memory is the peak resident memory of the training process. Before each
-trains, the same layers, batches and optimizer run in a bare loop: the ratio shows what the stage's bookkeeping costs.
+trains, the same layers, batches and optimizer run in a bare loop, with what the method itself asks of a loop (AdaLoRA's
+allocator): the ratio, the median of --rounds, shows what the stage's bookkeeping costs.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import json
 import os
 import re
 import resource
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -73,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--assets", type=Path, default=cache / "finetune-operator/assets/out")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--steps", type=int, default=12, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="of the bare loop and the stage (default: %(default)s)")
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="training.precision")
     parser.add_argument("--length", type=int, default=160, help="tokens per record (default: %(default)s)")
     parser.add_argument("--write", action="store_true", help="update docs/methods.md and its picture")
@@ -85,7 +89,11 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(run_of(name, options, folder).model_dump_json(by_alias=True, exclude_none=True))
     said: dict[str, Any] = {}
-    for stage in ("prepare", "bare", "train", "reopen", "publish", "noise"):
+    ratios = []
+    for stage in ("prepare", *("bare", "train") * options.rounds, "reopen", "publish", "noise"):
+        if stage == "train":  # a run that is done already would not be done again
+            shutil.rmtree(folder / "workspace/result", ignore_errors=True)
+            shutil.rmtree(folder / "workspace/checkpoints", ignore_errors=True)
         command = [sys.executable, __file__, "--child", stage, str(folder / "run.json")]
         with (folder / f"{stage}.log").open("w+") as log:
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -93,6 +101,8 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         if done.returncode:
             print(f"{name}: {stage}:\n{(folder / f'{stage}.log').read_text()[-2000:]}", file=sys.stderr, flush=True)
             return None
+        if stage == "train":
+            ratios.append(_seconds(said["bare"]) / _seconds(said["train"]))
     plan = json.loads((folder / "workspace/prepare.report.json").read_bytes())["plan"]
     merged = MERGED.search((folder / "publish.log").read_text())
     noise = said["noise"].get("difference")
@@ -106,7 +116,7 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         "before": result["evaluation"]["base"]["loss"],
         "after": result["evaluation"]["tuned"]["loss"],
         "tokens_per_second": sum(said["bare"]["tokens"][WARM:]) / _seconds(said["train"]),
-        "of_bare": _seconds(said["bare"]) / _seconds(said["train"]),
+        "of_bare": statistics.median(ratios),
         "reopened": said["reopen"]["difference"],
         "merged": float(merged[1]) if merged else None,
         "noise": noise,
@@ -201,7 +211,7 @@ def bare_loop(run_file: str) -> int:
     tuner.model.train()
     tokens: list[int] = []
     ticks: list[float] = []
-    for _ in range(run.spec.training.max_steps):
+    for step in range(run.spec.training.max_steps):
         batch = next(batches)
         with tuner.autocast():
             loss = tuner.judge(batch).loss / batch["items"]
@@ -209,6 +219,7 @@ def bare_loop(run_file: str) -> int:
         (loss if penalty is None else loss + penalty).backward()
         torch.nn.utils.clip_grad_norm_(moving, 1.0)
         optimizer.step()
+        tuner.method.after_step(tuner.model, step + 1)
         optimizer.zero_grad()
         tokens.append(batch["tokens"])
         ticks.append(time.perf_counter())

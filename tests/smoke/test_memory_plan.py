@@ -16,7 +16,7 @@ from finetune_api.quantities import bytes_of, gibibytes
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.failures import Failure
 from finetune_trainer.fitting import Load, fitted, largest
-from finetune_trainer.memory import PlannedModel, Shape
+from finetune_trainer.memory import CPU_HOLES, PlannedModel, Shape
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.qlora import four_bit_bytes
 from finetune_trainer.rehearsal import Stage
@@ -26,6 +26,8 @@ LLAMA_8B = {
     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192,
     "dtype": "bfloat16",
 }  # fmt: skip
+DEEP = LLAMA_8B | {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 64, "num_attention_heads": 4,
+                   "num_key_value_heads": 4, "num_hidden_layers": 16}  # fmt: skip
 LINEAR = 2 * sum(a * b for a, b in [(64, 64), (64, 32), (64, 32), (64, 64), (64, 128), (64, 128), (128, 64)])
 """Weights of the linear layers in the tiny Llama's two blocks."""
 LORA = 2 * 4 * sum(a + b for a, b in [(64, 64), (64, 32), (64, 32), (64, 64), (64, 128), (64, 128), (128, 64)])
@@ -42,8 +44,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for make in (tiny.llama, tiny.gpt2, tiny.bert, tiny.t5):
         make(folder / make.__name__)
-    (folder / "8b").mkdir()
-    (folder / "8b/config.json").write_text(json.dumps(LLAMA_8B))
+    for name, config in {"8b": LLAMA_8B, "deep": DEEP}.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -117,10 +120,27 @@ def test_a_pass_keeps_what_autograd_saves() -> None:
 
     model = Square()
     stage = Stage(model, torch.float32, on_gpu=False)
-    kept, peak = stage.train(torch.zeros(1000), lambda x: (model.weight * x.requires_grad_() ** 2).sum())
+    kept, peak, freed = stage.train(torch.zeros(1000), lambda x: (model.weight * x.requires_grad_() ** 2).sum())
     one = 4 * 1000
     assert one <= kept <= one + 64  # x² (x and w are given), and a scalar
     assert peak >= kept + 2 * one
+    assert freed == one  # the product, once it is summed
+
+
+def test_what_checkpointing_frees_lies_in_the_heap_of_a_cpu(models: Path) -> None:
+    """What is no longer kept was freed between tensors that stay: a share of it is not used again."""
+    shape = Shape(rows=1, length=256)
+
+    def passes(checkpointing: bool, gpus: int) -> tuple[int, int]:
+        training = {"gradientCheckpointing": checkpointing}
+        memory = planned(models / "deep", {"lora": {}}, training=training, resources={"gpus": gpus}).memory(shape)
+        return memory.activations_bytes, memory.activations_bytes + memory.temporary_bytes
+
+    saving = passes(True, gpus=1)
+    saved = passes(False, gpus=1)[0] - saving[0]
+    heap = passes(True, gpus=0)[1] - saving[1]
+    assert saved > 0
+    assert heap >= CPU_HOLES * saved
 
 
 @pytest.mark.parametrize("kind", list(METHODS))

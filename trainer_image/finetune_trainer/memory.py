@@ -26,8 +26,10 @@ from finetune_trainer.rehearsal import Stage, imitate_quantized
 
 CPU_RUNTIME = 860 << 20
 """Resident memory of the stage with its libraries and no model (measured by benchmarks/memory_plan.py)."""
-CPU_HEAP = 1.6
-"""What the C library's heap takes over what lives in it at the peak of a pass: by the same benchmark 1.2 to 2."""
+CPU_HEAP, CPU_HOLES = 0.6, 0.27
+"""What the C library's heap takes beside what lives in it at the peak of a pass, as a share of that; with gradient
+checkpointing, where little lives, as a share of what the forward pass freed between tensors that stay, if that is
+more. Both are fits to the cases of the same benchmark."""
 GPU_RUNTIME = 1 << 30
 """CUDA's context, cuBLAS' workspace and what the caching allocator cannot use (not measured here)."""
 SMALL, BLOCK = 4096, 256
@@ -74,7 +76,8 @@ class PlannedModel:
         self._replaced = 4 * _count(parameter for key, parameter in pretrained.items() if key not in used)
         for layer in quantized:
             imitate_quantized(layer)
-        if spec.training.gradient_checkpointing:
+        self._recomputes = spec.training.gradient_checkpointing
+        if self._recomputes:
             model.activation_checkpointing_enable()
         self._stage = Stage(model, dtype, self._on_gpu)
         self._objective = _objective(spec, model, dtype)
@@ -87,16 +90,17 @@ class PlannedModel:
     def memory(self, shape: Shape) -> Memory:
         """The peak of the train stage, in bytes, where no micro-batch is larger than `shape`."""
         fixed, gradients = self._fixed, self._fixed.gradients_bytes
-        kept = step = 0
+        kept = step = freed = 0
         if self._trains:
-            kept, step = self._stage.train(self._batch(shape, shape.rows), self._loss, shape.accumulates)
+            kept, step, freed = self._stage.train(self._batch(shape, shape.rows), self._loss, shape.accumulates)
         evaluation = self._stage.evaluate(self._batch(shape, EVALUATED * shape.rows), self._loss)
         # In a single micro-batch gradients appear while activations go; at the optimizer's step only they are there.
         passing = max(gradients + step if shape.accumulates else step, gradients, evaluation)
         rest = passing - gradients
         if not self._on_gpu:
+            holes = CPU_HOLES * freed if self._recomputes else 0
             # Of the full weights that others were built from, little goes back before the peak.
-            rest += int((CPU_HEAP - 1) * passing) + self._replaced
+            rest += int(max(CPU_HEAP * passing, holes)) + self._replaced
         activations = min(kept, rest)
         runtime = GPU_RUNTIME if self._on_gpu else CPU_RUNTIME
         return fixed.model_copy(

@@ -7,7 +7,7 @@ no memory. Every storage is counted from its first use to its release. It knows 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,6 +16,20 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+
+HEAPED = 32 << 20
+"""Bytes from which the C library maps a tensor by itself and gives it back when it is freed (mallopt(3))."""
+
+
+class Pass(NamedTuple):
+    """A forward and a backward pass, in bytes beside the model."""
+
+    kept: int
+    """What the forward pass leaves for the gradient."""
+    peak: int
+    """The most that is there at once."""
+    freed: int
+    """What the forward pass made and freed, tensors of HEAPED bytes and more left out."""
 
 
 class Stage:
@@ -27,8 +41,8 @@ class Stage:
         with self._mode:
             _replace_tensors(model)
 
-    def train(self, batch: Any, loss: Callable[[Any], torch.Tensor], accumulates: bool = False) -> tuple[int, int]:
-        """What `loss(batch)` leaves for its gradient, and the peak of both, in bytes beside the model.
+    def train(self, batch: Any, loss: Callable[[Any], torch.Tensor], accumulates: bool = False) -> Pass:
+        """`loss(batch)` and its gradient.
 
         Gradients of the parameters count unless they are there already, which is what `accumulates` means.
         """
@@ -39,10 +53,10 @@ class Stage:
         with self._counted(batch) as (live, fakes):
             with torch.autocast("cpu", self._dtype, enabled=self._dtype is not torch.float32):
                 outcome = loss(fakes)
-            kept = live.now
+            kept, freed = live.now, live.freed
             outcome.backward()
         self._model.zero_grad(set_to_none=True)
-        return kept, live.peak
+        return Pass(kept, live.peak, freed)
 
     def evaluate(self, batch: Any, loss: Callable[[Any], torch.Tensor]) -> int:
         """The peak of `loss(batch)` without a gradient, in bytes beside the model."""
@@ -66,7 +80,7 @@ class _Live(TorchDispatchMode):
 
     def __init__(self, known: Iterable[torch.Tensor]) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.freed = 0
         self._seen: dict[int, Any] = {id(tensor.untyped_storage()): tensor for tensor in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -86,6 +100,7 @@ class _Live(TorchDispatchMode):
 
         def release(_: Any) -> None:
             self.now -= size
+            self.freed += size if size < HEAPED else 0
             del self._seen[key]
 
         self._seen[key] = weakref.ref(storage, release)
