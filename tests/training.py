@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import preparing
 import tiny
 from finetune_api.run import Run
 from finetune_trainer.callbacks import StopRequest
-from finetune_trainer.finetuner import FineTuner
+from finetune_trainer.finetuner import FineTuner, Rows
 from finetune_trainer.report import Progress
 from finetune_trainer.train import Stage, assemble, stage_of, train
 from finetune_trainer.workspace import Workspace
@@ -146,3 +147,31 @@ def prepared(
     run = run.model_copy(update={"spec": run.spec.resolved()})
     _, _, workspace = preparing.prepared(run)
     return Prepared(run, workspace)
+
+
+def some(run: Prepared, count: int) -> list[list[dict[str, Any]]]:
+    rows: Rows = run.stage().rows("train")
+    return [rows[index] for index in range(count)]
+
+
+def cut(record: dict[str, Any], length: int) -> dict[str, Any]:
+    """The record's first tokens; what is learnt moves to its end."""
+    short = record | {"input_ids": record["input_ids"][:length]}
+    return with_learnt(short, 2) if "loss_mask" in record else short
+
+
+def with_learnt(record: dict[str, Any], count: int) -> dict[str, Any]:
+    size = len(record["input_ids"])
+    return record | {"loss_mask": np.arange(size) >= size - count}
+
+
+def gradient_of(tuner: FineTuner, micro_batches: list[list[list[dict[str, Any]]]]) -> torch.Tensor:
+    """The gradient of one optimizer step over these micro-batches, as the Trainer's loop takes it."""
+    batches = [tuner.collate(rows) for rows in micro_batches]
+    items = tuner._get_num_items_in_batch(batches, tuner.args.device)
+    training = tuner.model.training
+    tuner.model.zero_grad()
+    for batch in batches:
+        tuner.compute_loss(tuner.model, batch, num_items_in_batch=items).backward()
+    tuner.model.train(training)
+    return torch.cat([p.grad.flatten().clone() for p in tuner.model.parameters() if p.requires_grad])

@@ -28,7 +28,7 @@ from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.qalora import QuantizedLinear
 from finetune_trainer.publish import publish
 from finetune_trainer.report import Progress
-from training import PAIRS, STEPS, Pair, Prepared, StopAfter, is_core, prepared
+from training import PAIRS, STEPS, Pair, Prepared, StopAfter, cut, gradient_of, is_core, prepared, some
 
 LATEST = f"step-{STEPS:08d}"
 
@@ -67,11 +67,9 @@ def test_training_lowers_the_loss(finished: Finished) -> None:
     history = results.read(finished.trained.workspace.result).state.history
     losses = [event.loss for event in history if event.loss is not None]
     assert len(losses) == STEPS
-    tuner = finished.trained.tuner()
     rows = finished.trained.stage().rows("train")
-    before, _ = tuner.assess(rows, lambda: None)
-    stage = finished.trained.stage()
-    checkpoints.restore_weights(checkpoints.Store(stage.workspace.checkpoints, stage.identity, 2).latest(), tuner)
+    before, _ = finished.trained.tuner().assess(rows, lambda: None)
+    tuner = tuned(finished)
     after, _ = tuner.assess(rows, lambda: None)
     assert after.loss < before.loss
     judged = {
@@ -129,6 +127,48 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(finished: Fini
     assert report.evaluation == finished.evaluation
     assert states(again) == states(finished.trained)
     assert losses(again) == losses(finished.trained)
+
+
+def test_an_evaluation_between_two_steps_changes_no_gradient(finished: Finished) -> None:
+    """Train, evaluate, train: the second gradient, dropout included, is what it is without the evaluation."""
+    tuner, rows = tuned(finished), some(finished.trained, 4)
+    tuner.model.train()
+    torch.manual_seed(7)
+    expected = gradient_of(tuner, [rows])
+    torch.manual_seed(7)
+    tuner.assess(finished.trained.stage().rows("validation"), lambda: None)
+    assert torch.equal(gradient_of(tuner, [rows]), expected)
+
+
+def test_a_record_scores_the_same_alone_and_in_a_padded_batch(finished: Finished) -> None:
+    """Padding is never seen: the loss of a batch is the sum of its records' losses, whatever their lengths."""
+    tuner = tuned(finished)
+    tuner.model.eval()
+    rows = [[cut(record, length)] for length, (record,) in zip((9, 14, 6), some(finished.trained, 3), strict=True)]
+    with torch.no_grad():
+        together = tuner.judge(tuner.collate(rows)).loss.item()
+        alone = sum(tuner.judge(tuner.collate([row])).loss.item() for row in rows)
+    assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_generation_with_a_cache_equals_whole_passes(pair: Pair, finished: Finished) -> None:
+    """At each step the logits of a pass over all that was said so far."""
+    tuner = tuned(finished)
+    writes = tuner.head(tuple(finished.trained.stage().page.labels)).generates
+    assert writes == (pair.objective == "sft")
+    if not writes:
+        return
+    model = tuner.model.eval()
+    ids = torch.tensor([finished.trained.stage().rows("test")[0][0]["input_ids"][:6].tolist()])
+    with torch.no_grad():
+        made = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, min_new_tokens=5, do_sample=False,
+            use_cache=True, output_logits=True, return_dict_in_generate=True, pad_token_id=0,
+        )  # fmt: skip
+        for step, logits in enumerate(made.logits):
+            said = made.sequences[:, : made.sequences.shape[1] - len(made.logits) + step]
+            inputs = {"input_ids": ids, "decoder_input_ids": said} if pair.model == "t5" else {"input_ids": said}
+            torch.testing.assert_close(logits, model(**inputs, use_cache=False).logits[:, -1], atol=1e-4, rtol=1e-4)
 
 
 def test_a_finished_run_is_not_trained_again(finished: Finished) -> None:
@@ -207,6 +247,13 @@ class FreshPython:
         if self._process is not None:
             self._process.stdin.close()
             self._process.wait(timeout=60)
+
+
+def tuned(finished: Finished) -> FineTuner:
+    """With the weights of the last step."""
+    tuner, stage = finished.trained.tuner(), finished.trained.stage()
+    checkpoints.restore_weights(checkpoints.Store(stage.workspace.checkpoints, stage.identity, 2).latest(), tuner)
+    return tuner
 
 
 def size(parameter: torch.Tensor) -> int:

@@ -10,7 +10,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,13 +23,13 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer import modelling, results
 from finetune_trainer.callbacks import StopRequest
 from finetune_trainer.failures import Failure
-from finetune_trainer.finetuner import FineTuner, Rows
+from finetune_trainer.finetuner import FineTuner
 from finetune_trainer.losses import linear_cross_entropy
 from finetune_trainer.memory import PlannedModel
 from finetune_trainer.report import Progress
 from finetune_trainer.train import assemble, follow
 from finetune_trainer.workspace import Workspace
-from training import STEPS, Pair, Prepared, StopAfter, prepared
+from training import STEPS, Pair, Prepared, StopAfter, gradient_of, prepared, some, with_learnt
 
 LLAMA, GPT2 = Pair("llama", "sft", "lora"), Pair("gpt2", "sft", "full")
 CLASSIFIERS = [Pair(model, "classification", "full") for model in ("llama", "gpt2", "bert")]
@@ -136,17 +135,6 @@ def test_every_attempt_computes_as_it_was_planned(tmp_path: Path, planned: str, 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pair", [LLAMA, GPT2, *CLASSIFIERS], ids=str)
-def test_a_record_scores_the_same_alone_and_in_a_padded_batch(runs: dict[Pair, Prepared], pair: Pair) -> None:
-    """Padding is never seen: the loss of a batch is the sum of its records' losses, whatever their lengths."""
-    tuner = evaluating(runs[pair])
-    rows = [[cut(record, length)] for length, (record,) in zip((9, 14, 6), some(runs[pair], 3), strict=True)]
-    with torch.no_grad():
-        together = tuner.judge(tuner.collate(rows)).loss.item()
-        alone = sum(tuner.judge(tuner.collate([row])).loss.item() for row in rows)
-    assert together == pytest.approx(alone, rel=1e-5)
-
-
 @pytest.mark.parametrize("pair", [LLAMA, GPT2], ids=str)
 def test_packed_records_do_not_see_each_other(runs: dict[Pair, Prepared], pair: Pair) -> None:
     """Records in shared rows, of unequal length and with padding, lose exactly what they lose on rows of their own."""
@@ -176,17 +164,6 @@ def test_accumulated_micro_batches_weigh_tokens_not_batches(runs: dict[Pair, Pre
     whole = gradient_of(tuner, [rows])
     parts = gradient_of(tuner, [rows[at : at + 2] for at in range(0, 8, 2)])
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
-
-
-def test_an_evaluation_between_two_steps_changes_no_gradient(runs: dict[Pair, Prepared]) -> None:
-    """Train, evaluate, train: the second gradient, dropout included, is what it is without the evaluation."""
-    tuner, rows = runs[LLAMA].tuner(), some(runs[LLAMA], 4)
-    tuner.model.train()
-    torch.manual_seed(7)
-    expected = gradient_of(tuner, [rows])
-    torch.manual_seed(7)
-    tuner.assess(runs[LLAMA].stage().rows("validation"), lambda: None)
-    assert torch.equal(gradient_of(tuner, [rows]), expected)
 
 
 # --- endings ----------------------------------------------------------------------------------------------------------
@@ -331,34 +308,6 @@ def evaluating(run: Prepared) -> FineTuner:
     tuner = run.tuner()
     tuner.model.eval()
     return tuner
-
-
-def some(run: Prepared, count: int) -> list[list[dict[str, Any]]]:
-    rows: Rows = run.stage().rows("train")
-    return [rows[index] for index in range(count)]
-
-
-def cut(record: dict[str, Any], length: int) -> dict[str, Any]:
-    """The record's first tokens; what is learnt moves to its end."""
-    short = record | {"input_ids": record["input_ids"][:length]}
-    return with_learnt(short, 2) if "loss_mask" in record else short
-
-
-def with_learnt(record: dict[str, Any], count: int) -> dict[str, Any]:
-    size = len(record["input_ids"])
-    return record | {"loss_mask": np.arange(size) >= size - count}
-
-
-def gradient_of(tuner: FineTuner, micro_batches: list[list[list[dict[str, Any]]]]) -> torch.Tensor:
-    """The gradient of one optimizer step over these micro-batches, as the Trainer's loop takes it."""
-    batches = [tuner.collate(rows) for rows in micro_batches]
-    items = tuner._get_num_items_in_batch(batches, tuner.args.device)
-    training = tuner.model.training
-    tuner.model.zero_grad()
-    for batch in batches:
-        tuner.compute_loss(tuner.model, batch, num_items_in_batch=items).backward()
-    tuner.model.train(training)
-    return torch.cat([p.grad.flatten().clone() for p in tuner.model.parameters() if p.requires_grad])
 
 
 def flip(path: Path) -> None:
