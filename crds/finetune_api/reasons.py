@@ -99,7 +99,7 @@ NEXT_STEP: dict[Reason, str] = {
     Reason.BAD_SPEC: "Correct the field and apply the job under a new name, or delete and apply it again.",
     Reason.DEPENDENCY_FAILED: "Apply that job again under a new name and name it here, in a new job.",
     Reason.NAME_CONFLICT: "Delete or rename the object in the way: it belongs to somebody else.",
-    Reason.DATASET_INVALID: "Correct the records that the message names, then apply the job again.",
+    Reason.DATASET_INVALID: "Correct the records or the fields that the message names, then apply the job again.",
     Reason.DATASET_UNAVAILABLE: "Check dataset URI, path and access, then apply the job again.",
     Reason.MODEL_UNAVAILABLE: "Check spec.model.uri, its revision and access, then apply the job again.",
     Reason.MODEL_INVALID: "Point spec.model.uri at a folder with config.json, a tokenizer and *.safetensors.",

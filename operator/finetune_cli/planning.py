@@ -4,15 +4,19 @@ It decides which folder is asked about and how the answers look. The counting is
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
 from finetune_api import uris
@@ -30,6 +34,8 @@ from finetune_cli.terminal import err, out
 from finetune_cli.validation import check, job
 from finetune_cli.verdict import report
 
+PROCESSES = 4
+"""At most: each takes a gigabyte."""
 METHODS = [str(field.alias) for field in Method.model_fields.values()]
 PARTS = {
     "weights": ("frozenWeightsBytes", "trainableWeightsBytes"),
@@ -74,9 +80,11 @@ def plan_file(file: str, options: Options) -> int:
 
 def _print(spec: FineTuneJobSpec, folder: Path, as_json: bool) -> int:
     rows = []
-    with err.status("counting …"):
+    with Progress(*Progress.get_default_columns(), console=err, transient=True) as progress:
+        bar = progress.add_task("methods", total=len(METHODS))
         for row in answers(spec, folder):
             rows.append(row)
+            progress.advance(bar)
     if len(rows) < len(METHODS):
         err.print("[red]the trainer ended before it had counted all methods; its own words are above[/red]")
         return int(ExitCode.INTERNAL)
@@ -90,17 +98,26 @@ def _print(spec: FineTuneJobSpec, folder: Path, as_json: bool) -> int:
 
 
 def answers(spec: FineTuneJobSpec, folder: Path) -> Iterator[dict[str, Any]]:
-    """A row for each method, from the trainer's process, as it finds them."""
+    """A row for each method, in their order, from processes of the trainer that share the methods."""
+    count = min(PROCESSES, os.cpu_count() or 1)
+    with ExitStack() as stack:
+        shares = [stack.enter_context(_counted(spec, folder, METHODS[first::count])) for first in range(count)]
+        for lines in zip_longest(*shares):
+            yield from (json.loads(line) for line in lines if line)
+
+
+@contextmanager
+def _counted(spec: FineTuneJobSpec, folder: Path, methods: list[str]) -> Iterator[Iterable[str]]:
+    """A line for each of these methods, as one process finds them."""
     command = [sys.executable, "-m", f"{MODULE}.choices"]
-    question = {"model": str(folder.absolute()), "spec": spec.to_wire(), "methods": METHODS}
+    question = {"model": str(folder.absolute()), "spec": spec.to_wire(), "methods": methods}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(json.dumps(question))
         process.stdin.close()
         try:
-            for line in process.stdout:
-                yield json.loads(line)
+            yield process.stdout
         finally:
             process.kill()
 
