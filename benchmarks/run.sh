@@ -8,3 +8,4 @@ assets=${ASSETS:-${XDG_CACHE_HOME:-$HOME/.cache}/finetune-operator/assets/out}
 .venv/bin/python benchmarks/operator_burst.py
 .venv/bin/python benchmarks/prepare_memory.py
 .venv/bin/python benchmarks/memory_plan.py --assets "$assets"
+.venv/bin/python benchmarks/method_lines.py

@@ -89,7 +89,9 @@ def plan(
 def init(
     file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to write it; `-` is standard output.")] = "-",
     objective: Annotated[str, typer.Option(help="Which loss: sft, classification.")] = "sft",
-    method: Annotated[str, typer.Option(help="Which parameters move: lora, full.")] = "lora",
+    method: Annotated[
+        str, typer.Option(help="Which parameters move: lora, full, … (`finetune plan` compares all).")
+    ] = "lora",
     model: Annotated[str, typer.Option(metavar="URI")] = "hf://HuggingFaceTB/SmolLM2-135M-Instruct",
     data: Annotated[str, typer.Option(metavar="URI", help="Training data.")] = "pvc://datasets/train.jsonl",
     output: Annotated[
