@@ -88,21 +88,9 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     """What one method cost and learnt; None, with a word on standard error, where it cannot run here."""
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(run_of(name, options, folder).model_dump_json(by_alias=True, exclude_none=True))
-    said: dict[str, Any] = {}
-    ratios = []
-    for stage in ("prepare", *("bare", "train") * options.rounds, "reopen", "publish", "noise"):
-        if stage == "train":  # a run that is done already would not be done again
-            shutil.rmtree(folder / "workspace/result", ignore_errors=True)
-            shutil.rmtree(folder / "workspace/checkpoints", ignore_errors=True)
-        command = [sys.executable, __file__, "--child", stage, str(folder / "run.json")]
-        with (folder / f"{stage}.log").open("w+") as log:
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True)
-        said[stage] = json.loads(done.stdout.splitlines()[-1]) if stage in MEASURES and done.stdout else {}
-        if done.returncode:
-            print(f"{name}: {stage}:\n{(folder / f'{stage}.log').read_text()[-2000:]}", file=sys.stderr, flush=True)
-            return None
-        if stage == "train":
-            ratios.append(_seconds(said["bare"]) / _seconds(said["train"]))
+    said = stages_of(name, options.rounds, folder)
+    if said is None:
+        return None
     plan = json.loads((folder / "workspace/prepare.report.json").read_bytes())["plan"]
     merged = MERGED.search((folder / "publish.log").read_text())
     noise = said["noise"].get("difference")
@@ -116,7 +104,7 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         "before": result["evaluation"]["base"]["loss"],
         "after": result["evaluation"]["tuned"]["loss"],
         "tokens_per_second": sum(said["bare"]["tokens"][WARM:]) / _seconds(said["train"]),
-        "of_bare": statistics.median(ratios),
+        "of_bare": statistics.median(said["ratios"]),
         "reopened": said["reopen"]["difference"],
         "merged": float(merged[1]) if merged else None,
         "noise": noise,
@@ -127,6 +115,25 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     }
     print(row, file=sys.stderr, flush=True)
     return row
+
+
+def stages_of(name: str, rounds: int, folder: Path) -> dict[str, Any] | None:
+    """What each stage said, the last time that it ran, and under `ratios` bare loop ÷ train of each round."""
+    said: dict[str, Any] = {"ratios": []}
+    for stage in ("prepare", *("bare", "train") * rounds, "reopen", "publish", "noise"):
+        if stage == "train":  # a run that is done already would not be done again
+            shutil.rmtree(folder / "workspace/result", ignore_errors=True)
+            shutil.rmtree(folder / "workspace/checkpoints", ignore_errors=True)
+        command = [sys.executable, __file__, "--child", stage, str(folder / "run.json")]
+        with (folder / f"{stage}.log").open("w+") as log:
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        said[stage] = json.loads(done.stdout.splitlines()[-1]) if stage in MEASURES and done.stdout else {}
+        if done.returncode:
+            print(f"{name}: {stage}:\n{(folder / f'{stage}.log').read_text()[-2000:]}", file=sys.stderr, flush=True)
+            return None
+        if stage == "train":
+            said["ratios"].append(_seconds(said["bare"]) / _seconds(said["train"]))
+    return said
 
 
 def _seconds(said: dict[str, Any]) -> float:
