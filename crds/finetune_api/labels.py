@@ -28,6 +28,11 @@ NAME_LIMIT = 40
 """Characters of a FineTuneJob's name: with uid and stage it has to fit the 63 of a label."""
 
 
+def of_child(name: str, uid: str) -> dict[str, str]:
+    """The labels by which every child of a job is found."""
+    return {MANAGED_BY_LABEL: MANAGED_BY, JOB_LABEL: name, JOB_UID_LABEL: uid}
+
+
 def child_name(name: str, uid: str, part: str) -> str:
     """The deterministic name of a child; five characters of the uid keep a deleted and re-created job apart."""
     return f"{name}-{uid[:5]}-{part}"

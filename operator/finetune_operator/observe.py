@@ -17,7 +17,7 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator import facts
 from finetune_operator.cluster import Cluster, Kind
 from finetune_operator.facts import STAGES, NamedJob, Observed
-from finetune_operator.objects import RUN_PART, WORKSPACE_PART
+from finetune_operator.pods import RUN_PART, WORKSPACE_PART
 from finetune_operator.status import is_finished, next_stage
 
 Object = dict[str, Any]

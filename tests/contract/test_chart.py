@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 
 from contract.chart import CHART, JOB_VERBS, LEASE_VERBS, ROOT, VALUE_SETS, granted, helm, manifests, only, template
 from finetune_api import labels
-from finetune_operator import metrics, objects, settings
+from finetune_operator import metrics, pods, settings
 
 GOLDEN = ROOT / "tests/golden/chart"
 
@@ -141,8 +141,8 @@ def test_images_and_pods_agree_on_the_user(dockerfile: str) -> None:
     """The images run as the user that the operator gives to trainer pods and the chart to the operator's pod."""
     text = (ROOT / dockerfile).read_text()
 
-    assert re.findall(r"^USER (\d+):(\d+)$", text, re.MULTILINE) == [(str(objects.USER), str(objects.USER))]
-    assert VALUES["podSecurityContext"]["runAsUser"] == objects.USER
+    assert re.findall(r"^USER (\d+):(\d+)$", text, re.MULTILINE) == [(str(pods.USER), str(pods.USER))]
+    assert VALUES["podSecurityContext"]["runAsUser"] == pods.USER
 
 
 @pytest.mark.parametrize("dockerfile", ["Dockerfile", "trainer_image/Dockerfile"])
@@ -155,7 +155,7 @@ def test_what_a_dockerfile_copies_is_there(dockerfile: str) -> None:
 
 
 def test_the_policies_select_the_labels_and_ports_of_trainer_pods() -> None:
-    """Monitor and network policy name the label and the port that `objects` gives to a trainer pod."""
+    """Monitor and network policy name the label and the port that `pods` gives to a trainer pod."""
     documents = manifests(VALUE_SETS["monitored"])
 
     monitor = only("PodMonitor", documents)["spec"]
