@@ -13,10 +13,16 @@ from pydantic.fields import FieldInfo
 
 from finetune_api import labels
 from finetune_api.job import FineTuneJob
-from finetune_api.schema import Model, Rule
+from finetune_api.schema import Model, Rule, model_of
 
 PRINTER_COLUMNS = [
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
+    {
+        "name": "Reason",
+        "type": "string",
+        "jsonPath": '.status.conditions[?(@.type=="Progressing")].reason',
+        "description": "why it is in this phase",
+    },
     {
         "name": "Progress",
         "type": "integer",
@@ -99,7 +105,7 @@ def _object(model: type[BaseModel], cluster: bool) -> dict[str, Any]:
 
 
 def _field(field: FieldInfo, wire: dict[str, Any], definitions: dict[str, Any], cluster: bool) -> dict[str, Any]:
-    model = _model_of(field.annotation)
+    model = model_of(field.annotation)
     schema = _value(wire, definitions) if model is None else _object(model, cluster)
     if model is not None and _is_list(field.annotation):
         schema = {**_value({**_not_null(wire), "items": {"type": "object"}}, definitions), "items": schema}
@@ -144,14 +150,6 @@ def _not_null(wire: dict[str, Any]) -> dict[str, Any]:
     if len(options) != 1:
         raise ValueError(f"a union has no structural form; use optional members and a rule: {wire}")
     return {**{key: value for key, value in wire.items() if key != "anyOf"}, **options[0]}
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    """The contract model inside `X`, `X | None`, `list[X]` or `Annotated[...]` of those; None for scalars."""
-    if isinstance(annotation, type) and issubclass(annotation, Model):
-        return annotation
-    found = [model for part in get_args(annotation) if (model := _model_of(part)) is not None]
-    return found[0] if found else None
 
 
 def _is_list(annotation: Any) -> bool:

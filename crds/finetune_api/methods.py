@@ -421,7 +421,7 @@ class Method(Model):
 
 def _found(adapter: AdapterSource, artifacts: Mapping[str, str]) -> AdapterSource:
     place = uris.parse(adapter.uri)
-    return adapter.model_copy(update={"uri": artifacts[place.name]}) if place.scheme == "job" else adapter
+    return adapter.model_copy(update={"uri": artifacts.get(place.name, adapter.uri)}) if place.scheme == "job" else adapter
 
 
 def methods_that(trait: str) -> list[str]:

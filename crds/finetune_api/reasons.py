@@ -17,6 +17,10 @@ class ConditionType(StrEnum):
     PUBLISHED = "Published"
     COMPLETE = "Complete"
     FAILED = "Failed"
+    # What tools that know kstatus look for (Flux, Argo CD, `kubectl wait`); the latter two are there only while true.
+    READY = "Ready"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
 
 
 class Phase(StrEnum):
@@ -54,6 +58,20 @@ class Reason(StrEnum):
     PREEMPTED = "Preempted"
     WAITING_FOR_JOB = "WaitingForJob"
     UNSCHEDULABLE = "Unschedulable"
+    VOLUME_ZONE_CONFLICT = "VolumeZoneConflict"
+    POD_NOT_STARTING = "PodNotStarting"
+    NODE_LOST = "NodeLost"
+    POLICY_DENIED = "PolicyDenied"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    JOB_QUOTA_EXCEEDED = "JobQuotaExceeded"
+    LIMIT_RANGE = "LimitRange"
+    OPERATOR_FORBIDDEN = "OperatorForbidden"
+    SERVER_UNAVAILABLE = "ServerUnavailable"
+    DEFINITION_OUTDATED = "DefinitionOutdated"
+    UNREADABLE = "Unreadable"
+    RUN_CHANGED = "RunChanged"
+    WORKSPACE_LOST = "WorkspaceLost"
+    CONTAINER_LEFT_RUNNING = "ContainerLeftRunning"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     VOLUME_NOT_READY = "VolumeNotReady"
     SECRET_NOT_FOUND = "SecretNotFound"
@@ -61,6 +79,7 @@ class Reason(StrEnum):
     NO_REPORTS = "NoReports"
     STALLED = "Stalled"
     RETRYING = "Retrying"
+    EVICTED = "Evicted"
     NAME_CONFLICT = "NameConflict"
 
     # Failures: the job has ended.
@@ -88,32 +107,58 @@ class Reason(StrEnum):
 NEXT_STEP: dict[Reason, str] = {
     Reason.WAITING_FOR_JOB: "Nothing to do: this job goes on as soon as that one has succeeded.",
     Reason.PREEMPTED: "Nothing to do: the run resumes from its last checkpoint.",
-    Reason.UNSCHEDULABLE: "Ask for less in spec.resources, or add a node that fits spec.scheduling.",
-    Reason.IMAGE_PULL_FAILED: "Check the operator's trainer image and its pull secret.",
-    Reason.VOLUME_NOT_READY: "Create the PersistentVolumeClaim that the URI names, or correct the URI.",
+    Reason.UNSCHEDULABLE: "Lower spec.resources.cpu or memory, change spec.scheduling, or add a node that fits.",
+    Reason.VOLUME_ZONE_CONFLICT: (
+        "Bind all stages to one zone by spec.scheduling.nodeSelector before the volume is bound; a bound volume stays "
+        "where it is: change spec.scheduling to that zone, or apply the job under a new name."
+    ),
+    Reason.POD_NOT_STARTING: "Mend what the message names, or keep the job off that node by spec.scheduling.",
+    Reason.NODE_LOST: "If the node is gone for good, delete it, or taint it out-of-service; then the run goes on.",
+    Reason.POLICY_DENIED: "Ask who runs that policy; the job goes on by itself when it is admitted.",
+    Reason.QUOTA_EXCEEDED: "Delete what is no longer needed in the namespace, or have its quota raised.",
+    Reason.JOB_QUOTA_EXCEEDED: "Delete finished Jobs in the namespace, or have its quota of objects raised.",
+    Reason.LIMIT_RANGE: "Lower spec.resources.cpu or memory, or have the namespace's LimitRange changed.",
+    Reason.OPERATOR_FORBIDDEN: "Upgrade the operator's chart: its Role lacks a right that this operator needs.",
+    Reason.SERVER_UNAVAILABLE: "The API server, or a webhook that it asks, fails; the job goes on when it is back.",
+    Reason.DEFINITION_OUTDATED: "Apply the CustomResourceDefinition of this release of the operator.",
+    Reason.UNREADABLE: "It was written for another release: run the operator of that release, or correct the field.",
+    Reason.RUN_CHANGED: "Nothing is started with it: apply the job under a new name, and see who may write ConfigMaps.",
+    Reason.WORKSPACE_LOST: "Restore the claim, or apply the job under a new name.",
+    Reason.CONTAINER_LEFT_RUNNING: "The pod is ended soon; have that container end with the trainer, or not injected.",
+    Reason.IMAGE_PULL_FAILED: "Check the name of that image and its pull secret.",
+    Reason.VOLUME_NOT_READY: "Create the PersistentVolumeClaim that the message names, or mend its storage.",
     Reason.SECRET_NOT_FOUND: "Create the Secret that auth.secretName names, in the job's namespace.",
     Reason.CONFIG_MAP_NOT_FOUND: "Create the ConfigMap that the URI names, in the job's namespace.",
     Reason.NO_REPORTS: "The trainer does not answer: look at `finetune logs`.",
-    Reason.STALLED: "The step count stands still: look at `finetune logs`.",
+    Reason.STALLED: "The step count stands still: look at `finetune logs`; raising spec.restarts starts a new attempt.",
     Reason.RETRYING: "Nothing to do: the stage is tried again.",
+    Reason.EVICTED: "Raise the ephemeral storage in spec.podTemplate, or spec.resources.memory; it counts as a try.",
     Reason.BAD_SPEC: "Correct the field and apply the job under a new name, or delete and apply it again.",
     Reason.DEPENDENCY_FAILED: "Apply that job again under a new name and name it here, in a new job.",
     Reason.NAME_CONFLICT: "Delete or rename the object in the way: it belongs to somebody else.",
-    Reason.DATASET_INVALID: "Correct the records or the fields that the message names, then apply the job again.",
-    Reason.DATASET_UNAVAILABLE: "Check dataset URI, path and access, then apply the job again.",
-    Reason.MODEL_UNAVAILABLE: "Check spec.model.uri, its revision and access, then apply the job again.",
+    Reason.DATASET_INVALID: "Correct the records and raise spec.restarts; for other fields apply it under a new name.",
+    Reason.DATASET_UNAVAILABLE: "Check dataset URI, path and access, then raise spec.restarts.",
+    Reason.MODEL_UNAVAILABLE: "Check spec.model.uri, its revision and access, then raise spec.restarts.",
     Reason.MODEL_INVALID: "Point spec.model.uri at a folder with config.json, a tokenizer and *.safetensors.",
-    Reason.INPUT_UNAVAILABLE: "Check the URIs that the job names, then apply it again.",
+    Reason.INPUT_UNAVAILABLE: "Check the URIs that the job names, then raise spec.restarts.",
     Reason.CHECKPOINT_MISMATCH: "The workspace holds another run: use a new workspace or delete its checkpoints.",
-    Reason.ACCESS_DENIED: "Name a Secret with a valid `token` in auth.secretName.",
+    Reason.ACCESS_DENIED: "Put a valid `token` into the Secret that auth.secretName names, then raise spec.restarts.",
     Reason.UNSUPPORTED: "Choose a model, objective or method that the message offers.",
-    Reason.GPU_UNAVAILABLE: "Check the node's driver and device plugin, or set resources.gpus to 0.",
-    Reason.OUT_OF_MEMORY: "Lower training.microBatchSize or training.maxLength, or raise resources.memory.",
-    Reason.DIVERGED: "Lower training.learningRate, or raise training.warmupRatio; the last good checkpoint is kept.",
-    Reason.DEADLINE_EXCEEDED: "Raise spec.deadlineSeconds in a new job, or train for fewer steps.",
-    Reason.OUTPUT_NOT_WRITABLE: "Make room or grant write access at the place that the message names.",
-    Reason.ARTIFACT_PUSH_FAILED: "The trained weights are kept on the workspace; check output.uri and its access.",
-    Reason.ARTIFACT_INVALID: "What was read back differs from what was written: check the storage behind output.uri.",
+    Reason.GPU_UNAVAILABLE: "Check the node's driver and device plugin, then raise spec.restarts.",
+    Reason.OUT_OF_MEMORY: (
+        "Raise spec.resources.memory and spec.restarts, or apply a job with a lower training.microBatchSize."
+    ),
+    Reason.DIVERGED: (
+        "Apply a job with a lower training.learningRate or a higher warmupRatio; the last good checkpoint is kept."
+    ),
+    Reason.DEADLINE_EXCEEDED: "Raise spec.deadlineSeconds: the run goes on from its last checkpoint.",
+    Reason.OUTPUT_NOT_WRITABLE: "Make room or grant access where the message says, then raise spec.restarts.",
+    Reason.ARTIFACT_PUSH_FAILED: (
+        "The trained weights are kept on the workspace: check output.uri and its access, then raise spec.restarts."
+    ),
+    Reason.ARTIFACT_INVALID: (
+        "What was read back differs from what was written: mend the storage of output.uri, then raise spec.restarts."
+    ),
     Reason.RETRY_LIMIT_EXCEEDED: "Read the reasons in status.attempts; raise spec.retry.limit if they were transient.",
     Reason.INTERNAL_ERROR: "This is a defect of the trainer or operator: please report it with `finetune logs`.",
 }

@@ -5,7 +5,7 @@ It decides how a Python model is spelled in YAML. It knows no type of the contra
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
@@ -81,3 +81,11 @@ def or_auto(least: int, most: int) -> WithJsonSchema:
 
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 DnsName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+
+
+def model_of(annotation: Any) -> type[Model] | None:
+    """The contract model inside `X`, `X | None`, `list[X]` or `Annotated[...]` of those; None for scalars."""
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        return annotation
+    found = [model for part in get_args(annotation) if (model := model_of(part)) is not None]
+    return found[0] if found else None

@@ -302,14 +302,18 @@ class Scheduling(Model):
 
 
 class Retry(Model):
-    """What happens after a failure that another try may heal. Preemption and eviction are not counted."""
+    """What happens after a failure that another try may heal. Preemption, eviction and other requests to stop are not
+    counted, unless the pod was evicted for what it used itself."""
 
     limit: Annotated[int, Field(ge=0, le=20)] = 3
-    """Tries of a stage after its first."""
+    """Failures of a stage, after its first, in which the checkpoint got no further. A job that failed by it goes on
+    when it is raised."""
 
 
 FROZEN = ("model", "dataset", "objective", "method", "training", "checkpoint", "evaluation", "output", "resources")
 """Stanzas that define the run. The others may change while it runs."""
+EDITABLE = ("scheduling", "retry", "restarts", "suspend", "deadlineSeconds", "ttlSecondsAfterFinished")
+"""The others, as they are written: an edit is acted upon at once, or at the next attempt at the latest."""
 
 
 def _holds_for_method(trait: str) -> str:
@@ -370,8 +374,12 @@ class FineTuneJobSpec(Model):
     retry: Retry = Retry()
     suspend: bool = False
     """True: the run is checkpointed and its pods end; false: it goes on where it stopped."""
+    restarts: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Raise it to try again: a job that has failed goes on from its last checkpoint, and one that runs starts a new
+    attempt. A job that has succeeded is not run again."""
     deadline_seconds: Annotated[int, Field(ge=1)] | None = None
-    """Longest time that pods of this job may be active, in seconds; suspended and queued time does not count."""
+    """Longest time that pods of this job may be active, in seconds; suspended and queued time does not count. A job
+    that failed by it goes on when it is raised."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
     """Seconds after its end at which the job is deleted; the published artifact stays. Default: never."""
 
@@ -422,6 +430,11 @@ class Metadata(Model):
 
 
 ROOT_RULES = (
+    Rule(
+        "!has(oldSelf.status) || !has(oldSelf.status.phase) || oldSelf.status.phase != 'Succeeded' || "
+        "self.spec.restarts == oldSelf.spec.restarts",
+        "spec.restarts: a job that has succeeded is not run again: apply it under a new name",
+    ),
     Rule(
         f"self.metadata.name.size() <= {labels.NAME_LIMIT} && "
         "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",

@@ -1,13 +1,14 @@
 """The `status` of a FineTuneJob: what the operator observed. Nothing in it is a decision that only it remembers.
 
-Every field is optional, so that an old object always parses.
+Every field is optional, so that an old object always parses; what a newer operator wrote is kept by an older one.
 """
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from finetune_api.schema import Model
+from finetune_api.schema import Model, model_of
 
 Text = Annotated[str, Field(max_length=4096)]
 Word = Annotated[str, Field(max_length=256)]
@@ -18,7 +19,8 @@ class Condition(Model):
     """As metav1.Condition."""
 
     type: Word
-    """Accepted, Prepared, Progressing, Suspended, Evaluated, Published, Complete or Failed."""
+    """Accepted, Prepared, Progressing, Suspended, Evaluated, Published, Complete or Failed; and for tools that know
+    kstatus Ready, Reconciling and Stalled."""
     status: Word
     """True, False or Unknown."""
     reason: Word
@@ -163,12 +165,61 @@ class Attempt(Model):
 
 
 class Recovery(Model):
-    """What interruptions cost."""
+    """What interruptions cost, over all attempts, also those that `attempts` no longer lists."""
 
     restarts: int = 0
     """Attempts after the first."""
     steps_lost: int = 0
     """Steps done twice because they came after the last checkpoint."""
+
+
+Attempts = Annotated[list[Attempt], Field(max_length=100, json_schema_extra={"x-kubernetes-list-type": "atomic"})]
+
+
+class PinnedRun(Model):
+    """The run as it was frozen. Only the operator writes the status, so nobody else decides what a run is."""
+
+    digest: Word | None = None
+    """sha256 of the run file in the ConfigMap NAME-UID-run. With another one there, nothing is made."""
+    image: Annotated[str, Field(max_length=1024)] | None = None
+    """Image of all stages."""
+
+
+class Dependency(Model):
+    """What a job that the spec names had published when it was first seen complete."""
+
+    name: Word
+    """The FineTuneJob behind `job://`."""
+    uri: Annotated[str, Field(max_length=1024)]
+    """Where its artifact is."""
+    digest: Word | None = None
+    """sha256 of the artifact's manifest.json."""
+
+
+class StageStatus(Model):
+    """The present stage, and the Kubernetes Job that runs it."""
+
+    name: Word
+    """prepare, train or publish."""
+    number: int = 1
+    """Kubernetes Jobs of this stage so far, this one included. From the second on its name ends in it: `-train-2`."""
+    tries: int = 0
+    """Failures that count against retry.limit: those since the checkpoint last got further."""
+    checkpoint_step: int | None = None
+    """Step of the furthest checkpoint that an ended attempt left."""
+    attempts: Attempts = []
+    """Pods of prepare or publish that have ended; those of train stand in status.attempts."""
+
+
+class Limits(Model):
+    """The limits that this status was decided by: a job that failed comes back when they are raised."""
+
+    deadline_seconds: int | None = None
+    """spec.deadlineSeconds."""
+    retry_limit: int | None = None
+    """spec.retry.limit."""
+    restarts: int = 0
+    """spec.restarts, as far as it was acted upon."""
 
 
 class Metrics(Model):
@@ -224,12 +275,14 @@ class Artifact(Model):
 
 
 class Usage(Model):
-    """What the job used, suspended and queued time excluded."""
+    """What ended pods of the job used, suspended and queued time excluded; all of them, not only those still listed."""
 
     active_seconds: int = 0
     """Seconds in which a training pod ran."""
+    stage_seconds: int = 0
+    """Seconds in which a pod of any stage ran: what deadlineSeconds is compared with."""
     gpu_seconds: int = 0
-    """The same times the GPUs held."""
+    """activeSeconds times the GPUs held."""
     wasted_gpu_seconds: int = 0
     """Those of steps after an attempt's last checkpoint, and of attempts that did no step."""
 
@@ -250,15 +303,18 @@ class FineTuneJobStatus(Model):
         ),
     ] = []
     """The truth; phase is derived from them."""
+    run: PinnedRun | None = None
+    dependencies: Annotated[list[Dependency], Field(max_length=64)] = []
+    """What the jobs behind `job://` had published when they were first seen complete."""
+    stage: StageStatus | None = None
+    limits: Limits | None = None
     plan: Plan | None = None
     """What `prepare` found the run to be."""
     progress: Progress | None = None
     """The latest report of the running stage."""
     data: Data | None = None
     """What `prepare` made of the dataset."""
-    attempts: Annotated[
-        list[Attempt], Field(max_length=100, json_schema_extra={"x-kubernetes-list-type": "atomic"})
-    ] = []
+    attempts: Attempts = []
     """The training pods, oldest first; the latest 100."""
     recovery: Recovery | None = None
     """What interruptions cost."""
@@ -270,3 +326,59 @@ class FineTuneJobStatus(Model):
     """When the first pod of the job ran."""
     finished_at: Time | None = None
     """When the job succeeded or failed."""
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> "FineTuneJobStatus":
+        """What can be read of a stored status, whoever wrote it: a field that is not understood hides no other one."""
+        try:
+            return cls.model_validate(stored, extra="ignore")
+        except ValidationError:
+            found: dict[str, Any] = {}
+            for name, field in cls.model_fields.items():
+                alias = field.alias or name
+                part, value = model_of(field.annotation), stored.get(alias)
+                if part is not None and isinstance(value, list):
+                    value = [item for item in value if _can_be(part, item)]
+                if _can_be(cls, {alias: value}):
+                    found[name] = getattr(cls.model_validate({alias: value}, extra="ignore"), name)
+            return cls().model_copy(update=found)
+
+    def over(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """This status as it is to be written over a stored one: what a newer operator put there stays."""
+        return _over(type(self), stored, self.to_wire(), type(self).read(stored).to_wire())
+
+
+def _can_be(model: type[Model], value: Any) -> bool:
+    try:
+        model.model_validate(value, extra="ignore")
+    except ValidationError:
+        return False
+    return True
+
+
+def _over(
+    model: type[Model], stored: Mapping[str, Any], new: dict[str, Any], read: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`new` with those parts of `stored` that `model` does not know, or that `read`, its reading, does not hold."""
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    written = dict(new)
+    for alias, value in stored.items():
+        if alias not in fields or (alias not in read and alias not in new and value is not None):
+            written[alias] = value
+            continue
+        part = model_of(fields[alias].annotation)
+        if part is None or alias not in new:
+            continue
+        if isinstance(value, dict):
+            written[alias] = _over(part, value, new[alias], read.get(alias, {}))
+        elif isinstance(value, list):
+            written[alias] = _items_over(part, value, new[alias])
+    return written
+
+
+def _items_over(model: type[Model], stored: list[Any], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same for the items of a list. The first field of an item is its key."""
+    name, field = next(iter(model.model_fields.items()))
+    first = field.alias or name
+    before = {item.get(first): item for item in stored if isinstance(item, dict)}
+    return [_over(model, before.get(item.get(first), {}), item, item) for item in new]

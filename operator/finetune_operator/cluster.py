@@ -23,6 +23,8 @@ Object = dict[str, Any]
 ATTEMPTS = 5
 """Tries of one request; what still fails is the work queue's to retry."""
 TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=5)
+IMPATIENT = aiohttp.ClientTimeout(total=11, sock_connect=5)
+"""A webhook's default time is 10 s; people are told within half a minute that it does not answer."""
 WATCH_SECONDS = 290
 """The server ends a watch after so long."""
 WATCHING = {"watch": "1", "allowWatchBookmarks": "1", "timeoutSeconds": str(WATCH_SECONDS)}
@@ -36,11 +38,13 @@ LONGEST_LINE = 2**21
 class ApiError(Exception):
     """The API server's refusal."""
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    def __init__(self, status: int, reason: str, message: str, fields: tuple[str, ...] = ()) -> None:
+        """`fields` are those that the server blames."""
         super().__init__(f"{status} {reason}: {message}")
         self.status = status
         self.reason = reason
         self.message = message
+        self.fields = fields
 
 
 class NotFound(ApiError):
@@ -100,9 +104,13 @@ class Cluster:
         items, _ = await self._list(kind, namespace, _selectors(labels, fields))
         return items
 
-    async def create(self, kind: Kind, body: Object, manager: str) -> Object:
-        """Create `body`; raises Conflict when an object of that name exists, whoever made it."""
-        return await self.request("POST", kind.path(body["metadata"]["namespace"]), {"fieldManager": manager}, body)
+    async def create(self, kind: Kind, body: Object, manager: str, patient: bool = True) -> Object:
+        """Create `body`; raises Conflict when an object of that name exists, whoever made it. Without patience what a
+        webhook holds up is told soon, instead of tried again."""
+        path, query = kind.path(body["metadata"]["namespace"]), {"fieldManager": manager}
+        if patient:
+            return await self.request("POST", path, query, body)
+        return await self.request("POST", path, query, body, attempts=2, timeout=IMPATIENT)
 
     async def replace(self, kind: Kind, body: Object) -> Object:
         """Write `body`; raises Conflict when its resourceVersion is not the latest."""
@@ -139,15 +147,21 @@ class Cluster:
                 await asyncio.sleep(random.uniform(0.5, 1) * min(5, 0.5 * 2 ** min(failures, 10)))
 
     async def request(
-        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Object | None = None
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Object | None = None,
+        attempts: int = ATTEMPTS,
+        timeout: aiohttp.ClientTimeout = TIMEOUT,
     ) -> Object:
         """One request. Server errors and 429 are tried again: all our requests say the same when said twice."""
         data = None if body is None else json.dumps(body, separators=(",", ":"))
         kind = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(1, attempts + 1):
             try:
                 async with self._session.request(
-                    method, self.server + path, params=query, data=data, headers={"Content-Type": kind}, timeout=TIMEOUT
+                    method, self.server + path, params=query, data=data, headers={"Content-Type": kind}, timeout=timeout
                 ) as response:
                     text = await response.read()
                     if response.status < 400:
@@ -159,7 +173,7 @@ class Cluster:
                         raise problem
             except (aiohttp.ClientError, TimeoutError) as failure:
                 problem, wait = failure, None
-            if attempt < ATTEMPTS:
+            if attempt < attempts:
                 await asyncio.sleep(wait if wait is not None else random.uniform(0.5, 1) * 0.2 * 2**attempt)
         raise problem
 
@@ -241,9 +255,11 @@ def _error(status: int, text: bytes) -> ApiError:
     try:
         answer = json.loads(text)
         reason, message = str(answer.get("reason", "")), str(answer.get("message", ""))
+        causes = (answer.get("details") or {}).get("causes") or ()
+        fields = tuple(str(cause.get("field", "")) for cause in causes)
     except (ValueError, AttributeError):
-        reason, message = "", text[:500].decode(errors="replace")
-    return {404: NotFound, 409: Conflict}.get(status, ApiError)(status, reason, message)
+        reason, message, fields = "", text[:500].decode(errors="replace"), ()
+    return {404: NotFound, 409: Conflict}.get(status, ApiError)(status, reason, message, fields)
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:

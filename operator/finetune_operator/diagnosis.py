@@ -4,20 +4,25 @@ It reads the trainer's report, the exit code, the kubelet's and the scheduler's 
 `plan`'s to decide.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from finetune_api import labels
 from finetune_api.events import StageReport
 from finetune_api.exits import REASONS, ExitCode
 from finetune_api.reasons import Reason
-from finetune_operator.facts import Pod, StageJob, moment
+from finetune_api.text import printable_lines
+from finetune_operator.facts import Pod, StageJob, Waiting, moment
 
 UNSCHEDULABLE_GRACE_SECONDS = 3
 """A volume that is being made, or a pod that is just ending, settles by itself within moments."""
+NODE_GRACE_SECONDS = 15
+"""A kubelet that lives confirms a pod's end within moments after its grace."""
 
 REPORTABLE = frozenset(
     {
@@ -38,6 +43,7 @@ REPORTABLE = frozenset(
         Reason.ARTIFACT_INVALID,
         Reason.INTERNAL_ERROR,
         Reason.PREEMPTED,
+        Reason.RUN_CHANGED,
     }
 )
 """What a trainer may say of its own end. It is not asked about the cluster."""
@@ -58,6 +64,11 @@ _NOT_FOUND = (
     (re.compile(r'(?i)\bconfigmaps? "[^"]+" not found'), Reason.CONFIG_MAP_NOT_FOUND),
     (re.compile(r'(?i)\bpersistentvolumeclaims? "[^"]+" not found'), Reason.VOLUME_NOT_READY),
 )
+_CANNOT_START = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff")
+_OWN_FAULT = re.compile(rf"exceed|Container {labels.CONTAINER} was using .*has larger consumption", re.IGNORECASE)
+"""The kubelet's words for a pod that it evicts for what that pod itself used: over a limit of its own, or beyond what
+it had asked for on a node that runs short."""
+_STORAGE = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "VolumeResizeFailed")
 _LARGEST = 2**53
 """Integers beyond it do not survive JSON, and the API server refuses the whole status."""
 
@@ -80,16 +91,19 @@ class Obstacle:
 
 
 def ending(pod: Pod) -> Ending | None:
-    """How the pod ended; None while it has not."""
+    """How the pod ended; None while it has not. The trainer's container decides, whatever else runs in the pod."""
     if pod.termination is None:
         return _without_container(pod) if pod.is_over else None
     report = stage_report(pod)
     if pod.termination.exit_code == ExitCode.DONE:
         return Ending(Reason.SUCCEEDED, report=report)
+    if pod.end_reason == "Evicted" and _OWN_FAULT.search(pod.end_message):
+        return Ending(Reason.EVICTED, f"the pod was evicted: {pod.end_message}", report)
     if pod.disruption:
         return Ending(Reason.PREEMPTED, pod.disruption, report)
-    if pod.is_deleting and pod.termination.exit_code in STOPPED and pod.termination.reason != "OOMKilled":
-        return Ending(Reason.PREEMPTED, "the pod was deleted", report)
+    was_told = pod.is_deleting or pod.end_reason == "Evicted"
+    if was_told and pod.termination.exit_code in STOPPED and pod.termination.reason != "OOMKilled":
+        return Ending(Reason.PREEMPTED, pod.end_message or "the pod was deleted", report)
     return _by_report(pod, report) or _by_exit_code(pod, report)
 
 
@@ -98,34 +112,82 @@ def stage_report(pod: Pod) -> StageReport | None:
     if pod.termination is None or not pod.termination.message:
         return None
     try:
-        report = StageReport.model_validate_json(pod.termination.message)
-    except ValidationError:
+        report = StageReport.model_validate(_shown(json.loads(pod.termination.message)), extra="ignore")
+    except ValueError:  # no JSON, or no report
         return None
     return report if report.stage == pod.stage and _is_storable(report) else None
 
 
 def obstacle(pod: Pod, now: datetime) -> Obstacle | None:
-    """What keeps a pod from starting; None while nothing is wrong."""
-    if pod.is_over or pod.running_since:
+    """What keeps a pod from starting; None while nothing is wrong.
+
+    In this order: the scheduler, a missing object by name (whoever tells of it), images, other waits, Events.
+    """
+    if pod.is_over or pod.has_started:
         return None
     if pod.refused_since:
         return _refused(pod, now)
-    if pod.waiting in _IMAGE:
-        return Obstacle(Reason.IMAGE_PULL_FAILED, f"{pod.waiting}: {pod.waiting_message}")
-    words = [pod.waiting_message, *pod.complaints]
     for pattern, reason in _NOT_FOUND:
-        if match := next((found for found in map(pattern.search, words) if found), None):
+        words = (pattern.search(text) for text in [*(wait.message for wait in pod.waits), *pod.complaints])
+        if match := next((found for found in words if found), None):
             return Obstacle(reason, match.group(0))
-    if pod.waiting in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
-        return Obstacle(Reason.RETRYING, f"{pod.waiting}: {pod.waiting_message}")
+    if (wait := next((one for one in pod.waits if one.reason in _IMAGE), None)) is not None:
+        return Obstacle(Reason.IMAGE_PULL_FAILED, _said(wait))
+    if (wait := next((one for one in pod.waits if one.reason in _CANNOT_START), None)) is not None:
+        return Obstacle(Reason.POD_NOT_STARTING, _said(wait))
     # The kubelet's caches lag behind a fresh pod; it says so once and goes on.
-    stuck = [words for words in pod.complaints if "failed to sync" not in words]
-    return Obstacle(Reason.VOLUME_NOT_READY, stuck[-1]) if stuck else None
+    stuck = [text for text in pod.complaints if "failed to sync" not in text]
+    if not stuck:
+        return None
+    where = f" (pod {pod.name} on node {pod.node})" if pod.node else ""
+    is_storage = stuck[-1].startswith(_STORAGE)
+    return Obstacle(Reason.VOLUME_NOT_READY if is_storage else Reason.POD_NOT_STARTING, stuck[-1] + where)
+
+
+def _said(wait: Waiting) -> str:
+    return f"container {wait.container}: {wait.reason}: {wait.message}"
+
+
+def refused(status: int, message: str, fields: tuple[str, ...] = ()) -> Obstacle:
+    """What it means that the API server did not take one of our objects: its code, its words, and the fields that it
+    blames. Only what it blames a field of ours for is the spec's fault: a policy, too, may answer 400, 403 or 422."""
+    if status == 403 and _LACKS_RIGHT.search(message):
+        return Obstacle(Reason.OPERATOR_FORBIDDEN, message)
+    if status >= 500 or status in (0, 408, 429):
+        return Obstacle(Reason.SERVER_UNAVAILABLE, message)
+    for pattern, reason in _LIMITED:
+        if pattern.search(message):
+            return Obstacle(reason, message)
+    by_policy = _BY_POLICY.search(message) is not None
+    is_ours = status in (400, 422) and any(field.startswith(("spec.", "metadata.")) for field in fields)
+    return Obstacle(Reason.BAD_SPEC if is_ours and not by_policy else Reason.POLICY_DENIED, message)
+
+
+_LACKS_RIGHT = re.compile(r'User "[^"]*" cannot ')
+_BY_POLICY = re.compile(r"denied (the )?request|admission webhook|AdmissionPolicy", re.IGNORECASE)
+_LIMITED = (
+    (re.compile(r"exceeded quota: .*requested: [^:]*\b(count/)?jobs\.batch="), Reason.JOB_QUOTA_EXCEEDED),
+    (re.compile(r"exceeded quota|failed quota"), Reason.QUOTA_EXCEEDED),
+    (re.compile(r"(maximum|minimum) [\w./-]+ usage per|limit to request ratio per"), Reason.LIMIT_RANGE),
+)
 
 
 def unmade(job: StageJob) -> Obstacle | None:
     """Why a Kubernetes Job makes no pods: a quota, or a policy of the namespace."""
-    return Obstacle(Reason.UNSCHEDULABLE, job.complaints[-1]) if job.complaints else None
+    return refused(403, job.complaints[-1]) if job.complaints else None
+
+
+def stuck_in_deletion(pod: Pod, now: datetime) -> Obstacle | None:
+    """A pod that should be gone by now: its node does not answer, so nobody knows whether it still writes."""
+    if not pod.due or pod.is_over or (now - moment(pod.due)).total_seconds() < NODE_GRACE_SECONDS:
+        return None
+    node = pod.node or "NODE"
+    return Obstacle(
+        Reason.NODE_LOST,
+        f"pod {pod.name} was to be gone at {pod.due} and its node {node} has not confirmed it: "
+        f"`kubectl get node {node}`; then `kubectl delete node {node}`, or "
+        f"`kubectl taint node {node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute`",
+    )
 
 
 def seconds_of_grace(pod: Pod, now: datetime) -> float:
@@ -138,6 +200,12 @@ def seconds_of_grace(pod: Pod, now: datetime) -> float:
 def _refused(pod: Pod, now: datetime) -> Obstacle | None:
     if seconds_of_grace(pod, now):
         return None
+    if "volume node affinity conflict" in pod.refusal or "no available volume zone" in pod.refusal:
+        return Obstacle(
+            Reason.VOLUME_ZONE_CONFLICT,
+            f"{pod.refusal} A volume of the pod is bound to a zone where no node fits: most likely the workspace volume "
+            f"{pod.workspace}, which was bound where the first stage ran, else a claim that a URI names",
+        )
     is_volume = "persistentvolumeclaim" in pod.refusal.lower() and "node(s)" not in pod.refusal
     return Obstacle(Reason.VOLUME_NOT_READY if is_volume else Reason.UNSCHEDULABLE, pod.refusal)
 
@@ -148,8 +216,10 @@ def _missing(words: str) -> bool:
 
 def _without_container(pod: Pod) -> Ending:
     """The pod ended and no container status tells how: evicted before it ran, or its node was lost."""
-    if pod.disruption:
-        return Ending(Reason.PREEMPTED, pod.disruption)
+    if pod.end_reason == "Evicted" and _OWN_FAULT.search(pod.end_message):
+        return Ending(Reason.EVICTED, f"the pod was evicted: {pod.end_message}")
+    if pod.disruption or pod.gone_at:
+        return Ending(Reason.PREEMPTED, pod.disruption or "the pod was deleted")
     return Ending(Reason.RETRYING, f"{pod.end_reason or 'the pod failed'}: {pod.end_message or 'no container ran'}")
 
 
@@ -168,12 +238,19 @@ def _by_exit_code(pod: Pod, report: StageReport | None) -> Ending:
         return Ending(
             Reason.OUT_OF_MEMORY, f"{place} was killed: it needed more memory than resources.memory allows", report
         )
-    if pod.end_reason == "Evicted":
-        return Ending(Reason.RETRYING, f"the pod was evicted: {pod.end_message}", report)
     if pod.stage == "publish" and code == ExitCode.CANNOT_WRITE:
         return Ending(Reason.ARTIFACT_PUSH_FAILED, f"{place} could not write (exit code {code})", report)
     reason = next((meaning for known, meaning in REASONS.items() if known == code), Reason.INTERNAL_ERROR)
     return Ending(reason, f"{place} ended with exit code {code} and left no report", report)
+
+
+def _shown(value: Any) -> Any:
+    """The same, its texts fit for a terminal: they end up in conditions, Events and `kubectl get`."""
+    if isinstance(value, dict):
+        return {name: _shown(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_shown(part) for part in value]
+    return printable_lines(value) if isinstance(value, str) else value
 
 
 def _is_storable(value: Any) -> bool:

@@ -3,6 +3,8 @@
 It decides what a raw field means and nothing about what follows from it. It does no I/O.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,7 +13,6 @@ from typing import Any, Literal
 from finetune_api import labels
 from finetune_api.events import ProgressReport
 from finetune_api.reasons import ConditionType, Reason
-from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec, Metadata
 from finetune_api.status import Artifact, FineTuneJobStatus
 
@@ -33,6 +34,15 @@ class Termination:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """A container that does not run yet, and why, as the kubelet says it."""
+
+    container: str
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True)
 class Pod:
     """A pod of one of the stages."""
 
@@ -41,10 +51,21 @@ class Pod:
     stage: StageName
     owner: str = ""
     """uid of the Kubernetes Job that made it."""
+    job: str = ""
+    """Name of that Job."""
     created_at: str = ""
+    changed_at: str = ""
+    """When one of its conditions changed last."""
     ip: str = ""
+    port: int = 0
+    """Of its progress page; 0: it names none."""
+    node: str = ""
     phase: str = "Pending"
     is_deleting: bool = False
+    due: str = ""
+    """When a pod that is being deleted should be gone, its grace included."""
+    gone_at: str = ""
+    """When it was seen to be deleted; empty: it exists."""
     disruption: str = ""
     """Message of the DisruptionTarget condition; empty: nobody disrupts it."""
     is_scheduled: bool = False
@@ -52,21 +73,28 @@ class Pod:
     """Since when the scheduler finds no node; empty: it does not say so."""
     refusal: str = ""
     """The scheduler's words."""
-    waiting: str = ""
-    """Why the container does not run yet, as the kubelet says it."""
-    waiting_message: str = ""
+    waits: tuple[Waiting, ...] = ()
+    """Containers of the pod that do not run yet, the trainer's first."""
+    workspace: str = ""
+    """Name of the claim that the stages share."""
+    others: tuple[str, ...] = ()
+    """Other containers that run and keep the pod alive."""
     running_since: str = ""
     termination: Termination | None = None
     end_reason: str = ""
     """The pod's own reason: Evicted, NodeLost, …"""
     end_message: str = ""
     complaints: tuple[str, ...] = ()
-    """Messages of the pod's warning Events: the only place where a failed mount is told."""
+    """The pod's warning Events, `Reason: message`: much of what keeps a pod from starting is told nowhere else."""
 
     @property
     def is_over(self) -> bool:
-        """Its containers have ended and will not start again."""
-        return self.phase in ("Succeeded", "Failed")
+        """None of its containers runs or will run again: the workspace is free."""
+        return self.phase in ("Succeeded", "Failed") or bool(self.gone_at)
+
+    @property
+    def has_started(self) -> bool:
+        return bool(self.running_since) or self.termination is not None
 
     @property
     def is_running(self) -> bool:
@@ -87,6 +115,12 @@ class StageJob:
     """Reason of the Job's Failed condition; empty: it has not failed."""
     failure_message: str = ""
     is_deleting: bool = False
+    is_gone: bool = False
+    """It was deleted; this is what it said last."""
+    started_at: str = ""
+    """Since when its controller works on it."""
+    inputs: str = ""
+    """Digest of the editable part of the spec that its pods are made from; empty: not known."""
     complaints: tuple[str, ...] = ()
     """Messages of the Job's warning Events: why it cannot make pods."""
 
@@ -117,22 +151,38 @@ class NamedJob:
 
 
 @dataclass(frozen=True)
+class RunFile:
+    """The frozen run as it lies in its ConfigMap: told apart by its digest, read no further."""
+
+    digest: str
+    image: str = ""
+    """What it says of the image: believed only of a run that an operator without pins has begun."""
+    adapters: tuple[str, ...] = ()
+    """The same of the URIs of the adapters that the run starts from."""
+
+
+@dataclass(frozen=True)
 class Observed:
     """All that a decision about one job may depend on, beside the time and the settings."""
 
     metadata: Metadata
     spec: FineTuneJobSpec | None
-    """As it is now; None when it does not parse."""
+    """As it is now; what cannot be read of it is taken from the frozen run. None when that does not help either."""
     status: FineTuneJobStatus = field(default_factory=FineTuneJobStatus)
-    """As it was written last."""
+    """As it was written last, as far as it can be read."""
+    stored: FineTuneJobStatus | None = None
+    """The same before a job that has failed was brought back; None: it was not."""
     problem: str = ""
-    """Why the spec does not parse."""
-    run: Run | None = None
-    """The frozen run; None before it is frozen."""
+    """Why the spec cannot be read."""
+    run: RunFile | None = None
+    """None: there is none."""
     has_workspace: bool = False
     jobs: Mapping[StageName, StageJob] = field(default_factory=dict)
+    """The present Kubernetes Job of a stage."""
+    replaced: StageJob | None = None
+    """The one before it, if that still exists."""
     pods: tuple[Pod, ...] = ()
-    """Oldest first."""
+    """Oldest first; those too that were seen to be deleted since the operator runs."""
     conflicts: tuple[str, ...] = ()
     """Objects in the way: they have the name of a child and another owner."""
     refusal: tuple[Reason, str] | None = None
@@ -152,6 +202,11 @@ class Observed:
         job = self.jobs.get(stage)
         return tuple(pod for pod in self.pods_of(stage) if job is not None and pod.owner == job.uid)
 
+    @property
+    def living(self) -> tuple[Pod, ...]:
+        """Pods that still use the workspace, or may."""
+        return tuple(pod for pod in self.pods if not pod.is_over)
+
 
 def timestamp(moment: datetime) -> str:
     """As Kubernetes writes it: UTC, whole seconds."""
@@ -161,6 +216,23 @@ def timestamp(moment: datetime) -> str:
 def moment(text: str) -> datetime:
     """The inverse of `timestamp`; takes fractions of a second too."""
     return datetime.fromisoformat(text)
+
+
+def digest(text: str) -> str:
+    """As digests are written in the status."""
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def run_file(body: Object) -> RunFile:
+    """Read the ConfigMap of a frozen run, whatever is in it: its digest says whether it is the one that was pinned."""
+    text = body.get("data", {}).get(labels.RUN_FILE, "")
+    try:
+        page = json.loads(text)
+        starts = [options.get("startFrom", {}) for options in page["spec"]["method"].values()]
+        adapters = [str(adapter["uri"]) for start in starts for adapter in start.get("adapters", ())]
+        return RunFile(digest(text), str(page.get("trainerImage", "")), tuple(adapters))
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return RunFile(digest(text))
 
 
 def seconds_between(start: str | None, end: str | None) -> float:
@@ -191,7 +263,7 @@ def controller_of(body: Object) -> str:
     return next((owner["uid"] for owner in owners if owner.get("controller")), "")
 
 
-def stage_job(body: Object, complaints: Iterable[str] = ()) -> StageJob:
+def stage_job(body: Object, complaints: Iterable[str] = (), is_gone: bool = False) -> StageJob:
     """Read a Kubernetes Job of ours."""
     metadata, conditions = body["metadata"], _conditions(body)
     failed = conditions.get("Failed", {})
@@ -205,34 +277,51 @@ def stage_job(body: Object, complaints: Iterable[str] = ()) -> StageJob:
         failure=failed.get("reason", "Failed") if failed else "",
         failure_message=failed.get("message", ""),
         is_deleting="deletionTimestamp" in metadata,
+        is_gone=is_gone,
+        started_at=body.get("status", {}).get("startTime", ""),
+        inputs=metadata.get("annotations", {}).get(labels.INPUTS_ANNOTATION, ""),
         complaints=tuple(complaints),
     )
 
 
-def pod(body: Object, complaints: Iterable[str] = ()) -> Pod:
-    """Read a pod of ours."""
+def pod(body: Object, complaints: Iterable[str] = (), gone_at: str = "") -> Pod:
+    """Read a pod of ours; `gone_at` is when it was deleted, of one that is no more."""
     metadata, status, conditions = body["metadata"], body.get("status", {}), _conditions(body)
     scheduled, disrupted = _condition(body, "PodScheduled"), conditions.get("DisruptionTarget")
     is_refused = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
-    containers = status.get("containerStatuses", ())
-    container: Object = next((one for one in containers if one["name"] == labels.CONTAINER), {})
-    state = container.get("state", {})
-    waiting = state.get("waiting", {})
+    states: list[tuple[str, Object]] = [
+        (container["name"], container.get("state", {}))
+        for group in ("containerStatuses", "initContainerStatuses")
+        for container in status.get(group, ())
+    ]
+    states.sort(key=lambda pair: pair[0] != labels.CONTAINER)
+    state = next((state for name, state in states if name == labels.CONTAINER), {})
     return Pod(
         name=metadata["name"],
         uid=metadata["uid"],
         stage=metadata["labels"][labels.STAGE_LABEL],
         owner=controller_of(body),
+        job=next((one["name"] for one in metadata.get("ownerReferences", ()) if one.get("controller")), ""),
         created_at=metadata.get("creationTimestamp", ""),
+        changed_at=max((one.get("lastTransitionTime") or "" for one in status.get("conditions", ())), default=""),
         ip=status.get("podIP", ""),
+        port=_progress_port(body),
+        node=body.get("spec", {}).get("nodeName", ""),
         phase=status.get("phase", "Pending"),
         is_deleting="deletionTimestamp" in metadata,
-        disruption=disrupted.get("message", "disrupted") if disrupted else "",
+        due=metadata.get("deletionTimestamp", ""),
+        gone_at=gone_at,
+        disruption=disrupted.get("message") or "disrupted" if disrupted else "",
         is_scheduled=scheduled.get("status") == "True",
         refused_since=scheduled.get("lastTransitionTime") or metadata["creationTimestamp"] if is_refused else "",
         refusal=scheduled.get("message", "") if is_refused else "",
-        waiting=waiting.get("reason", ""),
-        waiting_message=waiting.get("message", ""),
+        waits=tuple(_waits(states)),
+        workspace=_workspace(body),
+        others=tuple(
+            container["name"]
+            for container in status.get("containerStatuses", ())
+            if "running" in container.get("state", {}) and container["name"] != labels.CONTAINER
+        ),
         running_since=state.get("running", {}).get("startedAt", ""),
         termination=_termination(state["terminated"]) if "terminated" in state else None,
         end_reason=status.get("reason", ""),
@@ -241,10 +330,28 @@ def pod(body: Object, complaints: Iterable[str] = ()) -> Pod:
     )
 
 
-def is_mounting(body: Object) -> bool:
-    """True while a pod has a node and its container waits: when failed mounts are told by Events alone."""
+def _waits(states: Iterable[tuple[str, Object]]) -> Iterable[Waiting]:
+    for name, state in states:
+        if (waiting := state.get("waiting", {})).get("reason"):
+            yield Waiting(name, waiting["reason"], waiting.get("message", ""))
+
+
+def _workspace(body: Object) -> str:
+    volumes = {volume["name"]: volume for volume in body.get("spec", {}).get("volumes", ())}
+    return str(volumes.get("workspace", {}).get("persistentVolumeClaim", {}).get("claimName", ""))
+
+
+def _progress_port(body: Object) -> int:
+    """The port of the page as the pod itself has it: another operator, with another flag, may have made it."""
+    containers = body.get("spec", {}).get("containers", ())
+    ports = [port for one in containers if one["name"] == labels.CONTAINER for port in one.get("ports", ())]
+    return next((port["containerPort"] for port in ports if port.get("name") == labels.PROGRESS_PORT_NAME), 0)
+
+
+def is_mute(body: Object) -> bool:
+    """Whether a pod has a node, or nobody says why it has none, and does not start: Events may tell why."""
     seen = pod(body)
-    return seen.is_scheduled and not seen.running_since and seen.termination is None and not seen.is_over
+    return not (seen.is_over or seen.has_started or seen.refused_since)
 
 
 def _termination(state: Object) -> Termination:

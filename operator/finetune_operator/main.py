@@ -20,6 +20,7 @@ from finetune_api import labels
 from finetune_api.reasons import Phase
 from finetune_operator import lease, logs, metrics, probes, watches
 from finetune_operator.cluster import ApiError, Cluster, NoCluster, NotFound, connect
+from finetune_operator.departed import Departed
 from finetune_operator.lease_store import LeaseObject
 from finetune_operator.metrics import Key
 from finetune_operator.observe import FINETUNE_JOBS
@@ -74,12 +75,13 @@ class Operator:
         writer = StatusWriter(self._cluster)
         async with page_session() as pages, asyncio.TaskGroup() as group:
             reader = ProgressReader(pages, self._settings, writer.progress, self._queue.add)
-            reconciler = Reconciler(self._cluster, self._settings, reader, writer, self._forget)
+            departed = Departed()
+            reconciler = Reconciler(self._cluster, self._settings, reader, writer, departed, self._forget)
             background = [
                 self._queue.keep_time(),
                 self._sweep(),
                 reader.run(),
-                *watches.pumps(self._cluster, self._settings, self._queue.add_after),
+                *watches.pumps(self._cluster, self._settings, departed, self._queue.add_after),
                 *(self._work(reconciler) for _ in range(self._settings.workers)),
             ]
             tasks = [group.create_task(one) for one in background]

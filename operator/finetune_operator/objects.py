@@ -4,20 +4,36 @@ What a pod looks like stands in `pods`. When a child is made is `plan`'s busines
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
 from finetune_api import labels
-from finetune_api.exits import PERMANENT
+from finetune_api.exits import PERMANENT, ExitCode
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec, Metadata
+from finetune_api.status import PinnedRun, StageStatus
+from finetune_api.text import printable_lines
 from finetune_operator.facts import StageName, timestamp
 from finetune_operator.pods import RUN_PART, WORKSPACE_PART, mounts, pod_template
 from finetune_operator.settings import Settings
 
 Object = dict[str, Any]
+
+TTL_SECONDS = 2**31 - 1
+"""The longest that Kubernetes takes: 68 years."""
+
+
+def run_name(metadata: Metadata) -> str:
+    """Of the ConfigMap that holds the frozen run."""
+    return labels.child_name(metadata.name, metadata.uid, RUN_PART)
+
+
+def workspace_name(metadata: Metadata) -> str:
+    """Of the claim that the stages share."""
+    return labels.child_name(metadata.name, metadata.uid, WORKSPACE_PART)
 
 
 def frozen_run(
@@ -36,51 +52,71 @@ def frozen_run(
     )
 
 
-def run_config_map(run: Run) -> Object:
+def run_config_map(metadata: Metadata, run: Run) -> Object:
     """The run file. Immutable: what a pod reads on its second attempt is what it read on its first."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(run, RUN_PART),
+        "metadata": _metadata(metadata, run_name(metadata)),
         "immutable": True,
         "data": {labels.RUN_FILE: run.model_dump_json(by_alias=True, exclude_none=True)},
     }
 
 
-def workspace_claim(run: Run) -> Object:
+def run_text(config_map: Object) -> str:
+    """The run file in it."""
+    return str(config_map["data"][labels.RUN_FILE])
+
+
+def workspace_claim(metadata: Metadata, spec: FineTuneJobSpec) -> Object:
     """The volume that the stages share."""
-    workspace = run.spec.resources.workspace
-    spec: Object = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": workspace.size}}}
+    workspace = spec.resources.workspace
+    claim: Object = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": workspace.size}}}
     if workspace.storage_class_name:
-        spec["storageClassName"] = workspace.storage_class_name
+        claim["storageClassName"] = workspace.storage_class_name
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": _metadata(run, WORKSPACE_PART),
-        "spec": spec,
+        "metadata": _metadata(metadata, workspace_name(metadata)),
+        "spec": claim,
     }
 
 
-def stage_job(run: Run, stage: StageName, settings: Settings) -> Object:
-    """The Kubernetes Job of one stage. It rides out disruption and retries alone, with the operator down too."""
-    metadata = _metadata(run, stage)
+def inputs(spec: FineTuneJobSpec) -> str:
+    """A digest of that part of the spec which pods are made from and which may be edited. What is at its default is
+    left out: a field more, in another release, changes no digest."""
+    parts = {"scheduling": spec.scheduling, "resources": spec.resources}
+    written = {name: part.model_dump(mode="json", by_alias=True, exclude_defaults=True) for name, part in parts.items()}
+    return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def stage_job(
+    owner: Metadata, spec: FineTuneJobSpec, stage: StageName, at: StageStatus, run: PinnedRun, settings: Settings
+) -> Object:
+    """A Kubernetes Job of a stage. It rides out disruption and retries alone, with the operator down too; that operator
+    makes another one, `at.number` + 1, where this one's back-off would waste time."""
+    metadata = _metadata(owner, labels.stage_job_name(owner.name, owner.uid, stage, at.number))
     metadata["labels"][labels.STAGE_LABEL] = stage
-    owner = Metadata(name=run.name, namespace=run.namespace, uid=run.uid)
-    spec: Object = {
-        "backoffLimit": run.spec.retry.limit,
+    metadata["annotations"] = {labels.INPUTS_ANNOTATION: inputs(spec)}
+    template = pod_template(owner, spec, stage, run.image or settings.trainer_image, settings)
+    template["spec"]["containers"][0]["env"].append({"name": labels.RUN_DIGEST_VARIABLE, "value": run.digest})
+    body: Object = {
+        "backoffLimit": max(0, spec.retry.limit - at.tries),
         "completions": 1,
         "parallelism": 1,
         # Never two pods on one workspace: the next one waits until the last has ended.
         "podReplacementPolicy": "Failed",
-        "podFailurePolicy": {"rules": [_permanent_failures(), _disruptions()]},
-        "template": pod_template(owner, run.spec, stage, run.trainer_image, settings),
+        "podFailurePolicy": {"rules": [_permanent_failures(), _disruptions(), _stops()]},
+        # Said, so that no policy of the cluster says less: it lives as long as the FineTuneJob.
+        "ttlSecondsAfterFinished": TTL_SECONDS,
+        "template": template,
     }
-    queue = run.spec.scheduling.queue
+    queue = spec.scheduling.queue
     if queue and stage == "train":
         # Kueue starts it; from then on `suspend` is Kueue's.
         metadata["labels"][labels.KUEUE_QUEUE_LABEL] = queue
-        spec["suspend"] = True
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+        body["suspend"] = True
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": body}
 
 
 def event(metadata: Metadata, type: str, reason: str, message: str, now: datetime) -> Object:
@@ -102,7 +138,7 @@ def event(metadata: Metadata, type: str, reason: str, message: str, now: datetim
         "involvedObject": about | {"uid": metadata.uid},
         "type": type,
         "reason": reason,
-        "message": message[:1024],
+        "message": printable_lines(message)[:1024],
         "source": {"component": labels.MANAGED_BY},
         "reportingComponent": labels.MANAGED_BY,
         "reportingInstance": labels.MANAGED_BY,
@@ -122,18 +158,24 @@ def _disruptions() -> Object:
     return {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
 
 
-def _metadata(run: Run, part: str) -> Object:
-    owner = {
+def _stops() -> Object:
+    """A trainer that was told to stop, and did, has not failed, whoever told it."""
+    codes = sorted((int(ExitCode.STOPPED), int(ExitCode.TERMINATED)))
+    return {"action": "Ignore", "onExitCodes": {"containerName": labels.CONTAINER, "operator": "In", "values": codes}}
+
+
+def _metadata(owner: Metadata, name: str) -> Object:
+    reference = {
         "apiVersion": labels.API_VERSION,
         "kind": labels.KIND,
-        "name": run.name,
-        "uid": run.uid,
+        "name": owner.name,
+        "uid": owner.uid,
         "controller": True,
         "blockOwnerDeletion": True,
     }
     return {
-        "name": labels.child_name(run.name, run.uid, part),
-        "namespace": run.namespace,
-        "labels": labels.of_child(run.name, run.uid),
-        "ownerReferences": [owner],
+        "name": name,
+        "namespace": owner.namespace,
+        "labels": labels.of_child(owner.name, owner.uid),
+        "ownerReferences": [reference],
     }

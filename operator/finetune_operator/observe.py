@@ -1,9 +1,11 @@
-"""Reads what a decision about one job depends on, live and by name: nothing here is remembered between two calls.
+"""Reads what a decision about one job depends on, live and by name. What was deleted since the last
+look is taken from `departed`; nothing else is remembered between two calls.
 
 It decides which reads are needed. What they mean is `facts`', what follows from them `plan`'s.
 """
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,14 +13,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_api import labels
-from finetune_api.run import Run
-from finetune_api.spec import FineTuneJobSpec, Metadata
+from finetune_api.spec import EDITABLE, FineTuneJobSpec, Metadata
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import facts
 from finetune_operator.cluster import Cluster, Kind
-from finetune_operator.facts import STAGES, NamedJob, Observed
+from finetune_operator.departed import Departed
+from finetune_operator.facts import STAGES, NamedJob, Observed, Pod
 from finetune_operator.pods import RUN_PART, WORKSPACE_PART
-from finetune_operator.status import is_finished, next_stage
+from finetune_operator.status import brought_back, is_finished, present_stage
 
 Object = dict[str, Any]
 
@@ -32,38 +34,55 @@ NAMED_JOBS_READ = 64
 """Jobs that are looked at for one that waits; a longer chain is followed by the jobs in it."""
 
 
-async def observe(cluster: Cluster, body: Object, thorough: bool = False) -> Observed:
+async def observe(cluster: Cluster, body: Object, departed: Departed, thorough: bool = False) -> Observed:
     """What is known of the job `body`.
 
-    A job without status is new and has no children, a finished one needs none; of the others only the current stage's
-    Kubernetes Job is read. `thorough` assumes nothing and reads all: the caller was told that a child exists already.
+    A job without status is new and has no children, a finished one needs none; of the others the present stage's
+    Kubernetes Job is read, and the one that it replaced. `thorough` assumes nothing and reads all stages: the caller
+    was told that a child exists already.
     """
     bare = _bare(body)
-    if is_finished(bare.status) or bare.spec is None:
+    if is_finished(bare.status):
         return bare
-    if bare.status.phase is None and not thorough:
+    if bare.status.phase is None and bare.spec is not None and not thorough:
         return replace(bare, named_jobs=await _named_jobs(cluster, bare))
-    stages = STAGES if thorough else (next_stage(bare.status),)
     metadata = bare.metadata
-    names = [labels.child_name(metadata.name, metadata.uid, part) for part in (RUN_PART, WORKSPACE_PART, *stages)]
-    kinds = [CONFIG_MAPS, CLAIMS, *([JOBS] * len(stages))]
+    stage, number = present_stage(bare.status)
+    numbers = {**(dict.fromkeys(STAGES, 1) if thorough else {}), stage: number}
+    names = [labels.stage_job_name(metadata.name, metadata.uid, one, last) for one, last in numbers.items()]
+    if number > 1:
+        names.append(labels.stage_job_name(metadata.name, metadata.uid, stage, number - 1))
+    kept = [labels.child_name(metadata.name, metadata.uid, part) for part in (RUN_PART, WORKSPACE_PART)]
+    kinds = [CONFIG_MAPS, CLAIMS, *([JOBS] * len(names))]
     pods = asyncio.ensure_future(cluster.find(PODS, metadata.namespace, f"{labels.JOB_UID_LABEL}={metadata.uid}"))
     children = await asyncio.gather(
-        *(cluster.get(kind, metadata.namespace, name) for kind, name in zip(kinds, names, strict=True))
+        *(cluster.get(kind, metadata.namespace, name) for kind, name in zip(kinds, [*kept, *names], strict=True))
     )
     seen = _Children.sorted_out(metadata.uid, children)
-    named = await _named_jobs(cluster, bare) if seen.run is None else {}
-    return Observed(
-        metadata=metadata,
-        spec=bare.spec,
-        status=bare.status,
-        run=seen.run,
+    jobs = {one.name: one for one in [await _job(cluster, child) for child in seen.jobs]}
+    for name in names[: len(numbers)]:
+        if name not in jobs and (last := departed.job(metadata.uid, name)) is not None:
+            jobs[name] = last
+    spec, problem = (bare.spec, "") if bare.spec else _spec_of_run(body["spec"], bare, seen.run)
+    return replace(
+        bare,
+        spec=spec,
+        problem=problem or bare.problem,
+        run=facts.run_file(seen.run) if seen.run else None,
         has_workspace=seen.has_workspace,
-        jobs={job.stage: job for job in [await _job(cluster, one) for one in seen.jobs]},
-        pods=tuple([await _pod(cluster, one) for one in sorted(await pods, key=_age)]),
+        jobs={jobs[name].stage: jobs[name] for name in names[: len(numbers)] if name in jobs},
+        replaced=jobs.get(names[-1]) if number > 1 else None,
+        pods=await _pods(cluster, await pods, departed.pods(metadata.uid)),
         conflicts=seen.conflicts,
-        named_jobs=named,
+        named_jobs=await _named_jobs(cluster, bare) if seen.run is None else {},
     )
+
+
+async def _pods(cluster: Cluster, bodies: Sequence[Object], departed: Sequence[Pod]) -> tuple[Pod, ...]:
+    """The pods that are there, then those that were: oldest first."""
+    there = [await _pod(cluster, body) for body in bodies]
+    known = {pod.uid for pod in there}
+    return tuple(sorted([*there, *(pod for pod in departed if pod.uid not in known)], key=lambda pod: pod.created_at))
 
 
 async def _named_jobs(cluster: Cluster, bare: Observed) -> dict[str, NamedJob]:
@@ -83,29 +102,47 @@ async def _named_jobs(cluster: Cluster, bare: Observed) -> dict[str, NamedJob]:
 
 
 def _bare(body: Object) -> Observed:
-    """What the object itself says."""
+    """What the object itself says, whichever release wrote it; a failed job whose limits were raised, brought back."""
     metadata = Metadata.model_validate(body["metadata"])
+    status = FineTuneJobStatus.read(body.get("status", {}))
+    spec, problem = _read_spec(body["spec"])
+    back = brought_back(spec, status)
+    if back is not None:
+        return Observed(metadata, spec, back, stored=status)
+    return Observed(metadata, spec, status, problem=problem)
+
+
+def _read_spec(spec: Object) -> tuple[FineTuneJobSpec | None, str]:
+    """The spec, fields that this release does not know left out; else None, and why it cannot be read."""
     try:
-        status = FineTuneJobStatus.model_validate(body.get("status", {}))
-    except ValidationError:
-        # Written by a newer operator: it is worked out anew.
-        status = FineTuneJobStatus(phase=body["status"].get("phase"))
-    try:
-        return Observed(metadata, FineTuneJobSpec.model_validate(body["spec"]), status)
+        return FineTuneJobSpec.model_validate(spec, extra="ignore"), ""
     except ValidationError as problem:
-        return Observed(metadata, None, status, problem=_first_problem(problem))
+        first = problem.errors()[0]
+        return None, f"spec.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
-def _first_problem(problem: ValidationError) -> str:
-    first = problem.errors()[0]
-    return f"spec.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+def _spec_of_run(live: Object, bare: Observed, run: Object | None) -> tuple[FineTuneJobSpec | None, str]:
+    """The spec of the frozen run, if it is the one that was pinned, with those editable fields that can be read."""
+    pin = bare.status.run
+    if run is None or pin is None or facts.run_file(run).digest != pin.digest:
+        return None, bare.problem
+    try:
+        frozen = json.loads(run["data"][labels.RUN_FILE])["spec"]
+    except (ValueError, KeyError, TypeError):
+        return None, bare.problem
+    spec, problem = _read_spec(frozen)
+    for name in EDITABLE if spec else ():
+        with_field, _ = _read_spec({**frozen, **({name: live[name]} if name in live else {})})
+        if with_field is not None:
+            frozen, spec = {**frozen, **({name: live[name]} if name in live else {})}, with_field
+    return spec, problem
 
 
 class _Children:
     """The children, those that are somebody else's told apart."""
 
     def __init__(self) -> None:
-        self.run: Run | None = None
+        self.run: Object | None = None
         self.has_workspace = False
         self.jobs: list[Object] = []
         self.conflicts: tuple[str, ...] = ()
@@ -118,17 +155,13 @@ class _Children:
                 continue
             if facts.controller_of(child) != uid:
                 seen.conflicts += (f"{child.get('kind', 'object')} {child['metadata']['name']}",)
+            elif child["kind"] == "ConfigMap":
+                seen.run = child
+            elif child["kind"] == "PersistentVolumeClaim":
+                seen.has_workspace = "deletionTimestamp" not in child["metadata"]
             else:
-                seen._take(child)
+                seen.jobs.append(child)
         return seen
-
-    def _take(self, child: Object) -> None:
-        if child["kind"] == "ConfigMap":
-            self.run = Run.model_validate_json(child["data"][labels.RUN_FILE])
-        elif child["kind"] == "PersistentVolumeClaim":
-            self.has_workspace = True
-        else:
-            self.jobs.append(child)
 
 
 async def _job(cluster: Cluster, body: Object) -> facts.StageJob:
@@ -137,26 +170,24 @@ async def _job(cluster: Cluster, body: Object) -> facts.StageJob:
     is_mute = not (
         body["spec"].get("suspend") or status.get("active") or status.get("conditions") or status.get("failed")
     )
-    complaints = await _complaints(cluster, body, "FailedCreate") if is_mute else ()
+    complaints = await _complaints(cluster, body, "reason=FailedCreate") if is_mute else ()
     return facts.stage_job(body, complaints)
 
 
-async def _pod(cluster: Cluster, body: Object) -> facts.Pod:
-    """A pod; one whose volumes are being mounted is asked for its Events: the kubelet says nowhere else what fails."""
-    return facts.pod(body, await _complaints(cluster, body, "FailedMount") if facts.is_mounting(body) else ())
+async def _pod(cluster: Cluster, body: Object) -> Pod:
+    """A pod; one that does not start is asked for its Events: of much that keeps it nobody tells elsewhere."""
+    if not facts.is_mute(body):
+        return facts.pod(body)
+    return facts.pod(body, await _complaints(cluster, body, "type=Warning"))
 
 
-async def _complaints(cluster: Cluster, body: Object, reason: str) -> tuple[str, ...]:
+async def _complaints(cluster: Cluster, body: Object, which: str) -> tuple[str, ...]:
+    """What Events say of one object, the latest last."""
     metadata = body["metadata"]
-    events = await cluster.find(
-        EVENTS, metadata["namespace"], fields=f"involvedObject.uid={metadata['uid']},reason={reason}"
-    )
-    return tuple(event.get("message", "") for event in sorted(events, key=_time))
+    fields = f"involvedObject.uid={metadata['uid']},{which}"
+    events = await cluster.find(EVENTS, metadata["namespace"], fields=fields)
+    return tuple(f"{event.get('reason', '')}: {event.get('message', '')}" for event in sorted(events, key=_time))
 
 
 def _time(event: Object) -> str:
     return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"])
-
-
-def _age(body: Object) -> str:
-    return str(body["metadata"].get("creationTimestamp", ""))

@@ -10,27 +10,41 @@ from typing import Any
 
 from finetune_api import status as api
 from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_api.spec import FineTuneJobSpec
 from finetune_operator import objects
-from finetune_operator.diagnosis import Ending, ending, obstacle, seconds_of_grace, unmade
-from finetune_operator.facts import Observed, Pod, StageJob, StageName, moment, seconds_between, timestamp
+from finetune_operator.attempts import FREE, History, history
+from finetune_operator.diagnosis import (
+    Ending,
+    ending,
+    obstacle,
+    seconds_of_grace,
+    stuck_in_deletion,
+    unmade,
+)
+from finetune_operator.facts import Observed, Pod, StageJob, StageName, digest, moment, seconds_between, timestamp
 from finetune_operator.settings import Settings
 from finetune_operator.status import (
     PHASES,
     Milestones,
     Verdict,
     condition,
+    dependencies,
+    is_complete,
     is_finished,
     is_true,
     milestones,
     settled_progress,
     summarise,
+    unreadable,
     with_next_step,
 )
 
 Object = dict[str, Any]
 
-CONFLICT_SECONDS = 10
-"""An object in the way is nobody's event: look again after so long."""
+SOON_SECONDS = 0.05
+"""After a deletion: what takes its place is made once it is seen to be gone."""
+IDLE_SECONDS = 10
+"""A Kubernetes Job that has had no pod for so long waits for its own back-off, which grows to ten minutes."""
 TOLD = dict.fromkeys((Reason.TRAINING, Reason.SUSPENDED, Reason.SUCCEEDED, Reason.WAITING_FOR_JOB), "Normal")
 """Reasons of Progressing that are worth a Kubernetes Event although nothing is wrong."""
 UNTOLD = frozenset(
@@ -49,12 +63,14 @@ class Event:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do, in this order: delete, create, status, progress, events."""
+    """What to do, in this order: delete, create, status, progress, events; the status before all if `status_first`."""
 
     delete: tuple[StageJob, ...] = ()
     create: tuple[Object, ...] = ()
     status: api.FineTuneJobStatus | None = None
     """None: leave it."""
+    status_first: bool = False
+    """What is deleted or created rests on facts that are in no object yet: they are written before it happens."""
     progress: api.Progress | None = None
     """What `status.progress` should say; None: nothing."""
     events: tuple[Event, ...] = ()
@@ -64,22 +80,73 @@ class Plan:
     """Delete the FineTuneJob itself: its time after the end is over."""
 
 
+@dataclass(frozen=True)
+class Situation:
+    """All that a verdict rests on."""
+
+    observed: Observed
+    spec: FineTuneJobSpec
+    reached: Milestones
+    past: History
+    settings: Settings
+    now: datetime
+
+    @property
+    def stage(self) -> StageName:
+        return self.reached.stage
+
+    @property
+    def job(self) -> StageJob | None:
+        """The Kubernetes Job of the present stage."""
+        return self.observed.jobs.get(self.stage)
+
+    @property
+    def newest(self) -> Pod | None:
+        """The newest pod of the present stage's Kubernetes Job."""
+        tries = self.observed.tries(self.stage)
+        return tries[-1] if tries else None
+
+
 def plan(observed: Observed, settings: Settings, now: datetime) -> Plan:
     """Decide."""
     if observed.metadata.deletion_timestamp:
         return Plan(progress=observed.status.progress)
     if is_finished(observed.status):
         return _after_the_end(observed, now)
+    if observed.spec is None:
+        return _unreadable(observed, now)
     reached = milestones(observed)
-    verdict = judge(observed, reached, now)
-    status = summarise(observed, reached, verdict, now)
+    past = history(observed, reached.stage, now)
+    seen = Situation(observed, observed.spec, reached, past, settings, now)
+    verdict = judge(seen)
+    if verdict.is_over:
+        past = history(observed, reached.stage, now, verdict.reason)
+    deletions = _deletions(seen, verdict)
+    if not verdict.is_over and seen.job is not None and seen.job in deletions:
+        past = replace(past, stage=_with_another_job(past.stage))
+    creations, run = ((), None) if deletions else _creations(seen, verdict)
+    run = run or _pinned(observed)
+    status = summarise(observed, reached, past, verdict, run, now)
     return Plan(
-        delete=_deletions(observed, reached, verdict),
-        create=_creations(observed, reached, verdict, settings),
+        delete=deletions,
+        create=creations,
         status=status,
+        status_first=not verdict.is_over and bool(deletions or creations) and _is_news(observed, status),
         progress=settled_progress(observed, verdict, now),
-        events=_events(observed.status, status),
-        requeue_after=_requeue_after(observed, verdict, now),
+        events=_events(observed, status),
+        requeue_after=SOON_SECONDS if deletions and not verdict.is_over else _requeue_after(seen, verdict),
+    )
+
+
+def _with_another_job(stage: api.StageStatus) -> api.StageStatus:
+    return stage.model_copy(update={"number": stage.number + 1})
+
+
+def _is_news(observed: Observed, new: api.FineTuneJobStatus) -> bool:
+    """Whether the new status holds a fact that would be lost: in no other object can it be looked up again."""
+    old = observed.stored or observed.status
+    return any(
+        getattr(old, name) != getattr(new, name) for name in ("run", "stage", "dependencies", "limits", "attempts")
     )
 
 
@@ -93,95 +160,101 @@ def _after_the_end(observed: Observed, now: datetime) -> Plan:
     return replace(rest, requeue_after=left) if left > 0 else replace(rest, expire=True)
 
 
-def judge(observed: Observed, reached: Milestones, now: datetime) -> Verdict:
-    """How the job stands: the first rule that has something to say."""
-    verdicts = (rule(observed, reached, now) for rule in RULES)
-    return next(verdict for verdict in verdicts if verdict is not None)
-
-
-Rule = Callable[[Observed, Milestones, datetime], Verdict | None]
-
-
-def _bad_spec(observed: Observed, reached: Milestones, now: datetime) -> Verdict | None:
-    if observed.spec is None:
-        return _failed(Reason.BAD_SPEC, observed.problem)
-    if observed.refusal is not None and observed.refusal[0] is Reason.BAD_SPEC:
-        return _failed(*observed.refusal)
-    return None
-
-
-def _published(observed: Observed, reached: Milestones, now: datetime) -> Verdict | None:
-    """Succeeded means: published, read back, and the digest is known."""
-    job = observed.jobs.get("publish")
-    if not reached.is_trained or job is None or not job.is_complete:
-        return None
-    if reached.artifact is not None and reached.artifact.digest:
-        return Verdict(Phase.SUCCEEDED, Reason.SUCCEEDED, f"published at {reached.artifact.uri}", is_progressing=False)
-    if any(pod.is_over for pod in observed.tries("publish")):
-        return _failed(Reason.ARTIFACT_INVALID, "publish ended without naming a digest")
-    # Its pod is gone, and its report with it: publish again, it only has to verify.
-    return Verdict(
-        Phase.PUBLISHING,
-        Reason.RETRYING,
-        with_next_step(Reason.RETRYING, "publish's report is lost"),
-        is_progressing=False,
+def _unreadable(observed: Observed, now: datetime) -> Plan:
+    """Say so, and look again: another release of the operator, or an edit, may mend it."""
+    status = unreadable(observed, now)
+    return Plan(
+        status=status,
+        progress=observed.status.progress,
+        events=_events(observed, status),
+        requeue_after=_backed_off(condition(status, ConditionType.PROGRESSING).last_transition_time, now, 5, 60),
     )
 
 
-def _job_failed(observed: Observed, reached: Milestones, now: datetime) -> Verdict | None:
-    job = observed.jobs.get(reached.stage)
-    if job is None or not job.failure:
+def judge(seen: Situation) -> Verdict:
+    """How the job stands: the first rule that has something to say."""
+    verdicts = (rule(seen) for rule in RULES)
+    return next(verdict for verdict in verdicts if verdict is not None)
+
+
+Rule = Callable[[Situation], Verdict | None]
+
+
+def _bad_spec(seen: Situation) -> Verdict | None:
+    refusal = seen.observed.refusal
+    return _failed(*refusal) if refusal is not None and refusal[0] is Reason.BAD_SPEC else None
+
+
+def _published(seen: Situation) -> Verdict | None:
+    """Succeeded means: published, read back, and the digest is known."""
+    observed, reached = seen.observed, seen.reached
+    if not reached.is_trained or not is_complete(observed, "publish"):
         return None
-    end = last_ending(observed, reached.stage)
+    if reached.artifact is not None and reached.artifact.digest:
+        if any(_seconds_held(pod, seen) > 0 for pod in observed.living):
+            return None
+        return Verdict(Phase.SUCCEEDED, Reason.SUCCEEDED, f"published at {reached.artifact.uri}", is_progressing=False)
+    if any(ending(pod) is not None for pod in observed.tries("publish")):
+        return _failed(Reason.ARTIFACT_INVALID, "publish ended without naming a digest")
+    # Its pod is gone, and its report with it: publish again, it only has to verify.
+    message = with_next_step(Reason.RETRYING, "publish's report is lost")
+    return Verdict(Phase.PUBLISHING, Reason.RETRYING, message, is_progressing=False)
+
+
+def _exhausted(seen: Situation) -> Verdict | None:
+    """No try is left, or none would help. What the Kubernetes Job counts is only its own share of the tries."""
+    job, end = seen.job, last_ending(seen.observed, seen.stage)
+    if job is None or is_complete(seen.observed, seen.stage):
+        return None
+    tries = seen.past.stage.tries
+    is_spent = tries > seen.spec.retry.limit and end is not None and end.reason not in FREE
+    if not is_spent and job.failure in ("", "BackoffLimitExceeded"):
+        return None
     reason, message = (end.reason, end.message) if end else (Reason.RETRY_LIMIT_EXCEEDED, job.failure_message)
-    if reason in (Reason.PREEMPTED, Reason.RETRYING, Reason.SUCCEEDED):
+    if reason in (*FREE, Reason.RETRYING):
         reason = Reason.RETRY_LIMIT_EXCEEDED
-    tries = len([pod for pod in observed.tries(reached.stage) if pod.is_over and not pod.disruption])
-    if job.failure == "BackoffLimitExceeded" and tries > 1:
+    if is_spent and tries > 1:
         message = f"{message} (after {tries} tries)"
-    if reached.stage == "publish" and reason in (
-        Reason.OUTPUT_NOT_WRITABLE,
-        Reason.INTERNAL_ERROR,
-        Reason.RETRY_LIMIT_EXCEEDED,
-    ):
-        reason = Reason.ARTIFACT_PUSH_FAILED
+    if seen.stage != "publish":
+        return _failed(reason, message)
+    if reason in (Reason.OUTPUT_NOT_WRITABLE, Reason.INTERNAL_ERROR, Reason.RETRY_LIMIT_EXCEEDED):
+        return _failed(Reason.ARTIFACT_PUSH_FAILED, message)
     verdict = _failed(reason, message)
-    if reached.stage == "publish" and reason is not Reason.ARTIFACT_PUSH_FAILED:
-        return replace(verdict, message=f"{verdict.message} The trained weights are kept on the workspace.")
-    return verdict
+    return replace(verdict, message=f"{verdict.message} The trained weights are kept on the workspace.")
 
 
-def _deadline(observed: Observed, reached: Milestones, now: datetime) -> Verdict | None:
-    left = _seconds_left(observed, now)
-    if left is None or left > 0 or observed.spec is None:
+def _deadline(seen: Situation) -> Verdict | None:
+    left = _seconds_left(seen)
+    if left is None or left > 0:
         return None
-    return _failed(Reason.DEADLINE_EXCEEDED, f"the job was active for {observed.spec.deadline_seconds} seconds")
+    return _failed(Reason.DEADLINE_EXCEEDED, f"the job was active for {seen.spec.deadline_seconds} seconds")
 
 
-def _suspension(observed: Observed, reached: Milestones, now: datetime) -> Verdict | None:
-    if observed.spec is None or not observed.spec.suspend:
+def _suspension(seen: Situation) -> Verdict | None:
+    if not seen.spec.suspend:
         return None
-    if any(not pod.is_over for pod in observed.pods):
-        return Verdict(
-            PHASES[reached.stage],
-            Reason.SUSPENDING,
-            "waiting for the pod to save a checkpoint and end",
-            is_progressing=False,
-        )
-    return Verdict(Phase.SUSPENDED, Reason.SUSPENDED, "set spec.suspend to false to go on", is_progressing=False)
+    living = seen.observed.living
+    if not living:
+        return Verdict(Phase.SUSPENDED, Reason.SUSPENDED, "set spec.suspend to false to go on", is_progressing=False)
+    if (lost := _lost_node(seen)) is not None:
+        return lost
+    message = f"waiting for the pod {living[0].name} to save a checkpoint and end"
+    return Verdict(PHASES[seen.stage], Reason.SUSPENDING, message, is_progressing=False)
 
 
-def _conflict(observed: Observed, reached: Milestones, now: datetime) -> Verdict | None:
-    if not observed.conflicts:
+def _conflict(seen: Situation) -> Verdict | None:
+    if not seen.observed.conflicts:
         return None
-    return _waiting(Reason.NAME_CONFLICT, f"{', '.join(observed.conflicts)} exists and is not this job's")
+    return _waiting(Reason.NAME_CONFLICT, f"{', '.join(seen.observed.conflicts)} exists and is not this job's")
 
 
-def _named_jobs(observed: Observed, reached: Milestones, now: datetime) -> Verdict | None:
-    """Until the run is frozen: what the jobs that the spec names have to say."""
-    if observed.spec is None or observed.run is not None:
+def _named_jobs(seen: Situation) -> Verdict | None:
+    """Until the run is frozen: what the jobs that the spec names have to say. What one has published is pinned."""
+    observed = seen.observed
+    if _pinned(observed) is not None:
         return None
-    names = observed.spec.named_jobs
+    pinned = {one.name for one in observed.status.dependencies}
+    names = [name for name in seen.spec.named_jobs if name not in pinned]
     hopeless = (verdict for name in names if (verdict := _hopeless(observed, name)) is not None)
     waiting = (name for name in names if name not in observed.named_jobs or not observed.named_jobs[name].is_complete)
     if (verdict := next(hopeless, None)) is not None:
@@ -219,72 +292,128 @@ def _reached_from(observed: Observed, name: str) -> set[str]:
     return reached
 
 
-def _refused(observed: Observed, reached: Milestones, now: datetime) -> Verdict | None:
-    return _waiting(*observed.refusal) if observed.refusal else None
+def _run_changed(seen: Situation) -> Verdict | None:
+    """The run file is not the one that was frozen, or is lost: whatever it says now, nobody here has written it."""
+    observed = seen.observed
+    name = objects.run_name(observed.metadata)
+    pin = _pinned(observed)
+    if pin is None:
+        if observed.run is None or observed.run.digest == _frozen(seen)[1].digest:
+            return None
+        problem = f"the ConfigMap {name} was there before the job began, and is not its run: delete it"
+    elif observed.run is None:
+        if not _has_begun(observed):
+            return None
+        problem = f"the ConfigMap {name}, which holds the frozen run, is gone"
+    elif observed.run.digest != pin.digest:
+        problem = f"the ConfigMap {name} is not the run that was frozen: its digest is {observed.run.digest}"
+    else:
+        return None
+    phase = PHASES[seen.stage] if observed.living else Phase.WAITING
+    return replace(_waiting(Reason.RUN_CHANGED, problem), phase=phase)
 
 
-def _starting(observed: Observed, reached: Milestones, now: datetime) -> Verdict | None:
-    """The stage's Kubernetes Job is to be made, or has no pod yet."""
-    job = observed.jobs.get(reached.stage)
-    if job is None or job.is_deleting:
-        left = [pod.name for pod in observed.pods if not pod.is_over]
-        return _going_on(reached.stage, f"waiting for {left[0]} to end" if left else "")
-    if job.is_suspended:
-        queue = observed.spec.scheduling.queue if observed.spec else None
-        return Verdict(
-            Phase.QUEUED,
-            Reason.QUEUED,
-            f"waiting to be admitted by queue {queue}" if queue else "",
-            is_progressing=False,
-        )
-    if not observed.tries(reached.stage):
-        hindrance = unmade(job)
-        return _waiting(hindrance.reason, hindrance.message) if hindrance else _going_on(reached.stage)
+def _workspace_lost(seen: Situation) -> Verdict | None:
+    if seen.observed.has_workspace or not seen.reached.is_prepared:
+        return None
+    name = objects.workspace_name(seen.observed.metadata)
+    return _waiting(Reason.WORKSPACE_LOST, f"the claim {name}, with the prepared data and the checkpoints, is gone")
+
+
+def _refused(seen: Situation) -> Verdict | None:
+    return _waiting(*seen.observed.refusal) if seen.observed.refusal else None
+
+
+def _held_open(seen: Situation) -> Verdict | None:
+    """The trainer has ended, and another container keeps its pod, and what that holds, alive."""
+    for pod in seen.observed.living:
+        if pod.termination is not None and pod.others and not pod.is_deleting:
+            message = (
+                f"the trainer in pod {pod.name} has ended with exit code {pod.termination.exit_code}, and container "
+                f"{', '.join(pod.others)} keeps the pod alive: it is ended {seen.settings.container_grace:.0f} s after"
+            )
+            reason = Reason.CONTAINER_LEFT_RUNNING
+            return Verdict(PHASES[pod.stage], reason, with_next_step(reason, message), is_progressing=False)
     return None
 
 
-def _pod(observed: Observed, reached: Milestones, now: datetime) -> Verdict:
+def _lost_node(seen: Situation) -> Verdict | None:
+    """A pod that must be gone before anything else may use its workspace, on a node that does not answer."""
+    stuck = (found for pod in seen.observed.living if (found := stuck_in_deletion(pod, seen.now)) is not None)
+    if (found := next(stuck, None)) is None:
+        return None
+    message = with_next_step(found.reason, found.message)
+    return Verdict(PHASES[seen.stage], found.reason, message, is_progressing=False)
+
+
+def _starting(seen: Situation) -> Verdict | None:
+    """The stage's Kubernetes Job is to be made, or has no pod yet."""
+    job = seen.job
+    if job is None or job.is_deleting or job.is_gone:
+        left = [pod.name for pod in seen.observed.living]
+        return _going_on(seen.stage, f"waiting for {left[0]} to end" if left else "")
+    if job.is_suspended:
+        queue = seen.spec.scheduling.queue
+        message = f"waiting to be admitted by queue {queue}" if queue else f"the Kubernetes Job {job.name} is suspended"
+        return Verdict(Phase.QUEUED, Reason.QUEUED, message, is_progressing=False)
+    if seen.newest is None:
+        hindrance = unmade(job)
+        return _waiting(hindrance.reason, hindrance.message) if hindrance else _going_on(seen.stage)
+    return None
+
+
+def _pod(seen: Situation) -> Verdict:
     """The stage's Kubernetes Job is at work: its newest pod tells how."""
-    stage, pod = reached.stage, observed.tries(reached.stage)[-1]
+    stage, pod, health = seen.stage, seen.newest, seen.observed.health
+    assert pod is not None
     if (end := ending(pod)) is not None:
-        return _between_tries(stage, end, observed)
+        return _between_tries(stage, end)
     if pod.disruption:
-        return Verdict(
-            PHASES[stage], Reason.PREEMPTED, with_next_step(Reason.PREEMPTED, pod.disruption), is_progressing=False
-        )
-    if (hindrance := obstacle(pod, now)) is not None:
+        message = with_next_step(Reason.PREEMPTED, pod.disruption)
+        return Verdict(PHASES[stage], Reason.PREEMPTED, message, is_progressing=False)
+    if (hindrance := obstacle(pod, seen.now)) is not None:
         return _waiting(hindrance.reason, hindrance.message)
     if not pod.is_running:
         return _going_on(stage)
-    if observed.health is not None:
-        message = with_next_step(observed.health.reason, observed.health.message)
-        return Verdict(PHASES[stage], observed.health.reason, message, is_progressing=False)
+    if health is not None:
+        message = with_next_step(health.reason, health.message)
+        return Verdict(PHASES[stage], health.reason, message, is_progressing=False)
     return Verdict(PHASES[stage], RUNNING[stage])
 
 
 RULES: tuple[Rule, ...] = (
+    # Ends first: what has ended is not made to wait by anything below.
     _bad_spec,
     _published,
-    _job_failed,
+    _exhausted,
     _deadline,
+    # Then what a person asked for, before any complaint about a job that is to stand still.
     _suspension,
+    # Then what forbids to make anything, the surest first.
     _conflict,
     _named_jobs,
+    _run_changed,
+    _workspace_lost,
     _refused,
+    # Then what keeps the next pod from the workspace; only then how the present one does.
+    _held_open,
+    _lost_node,
     _starting,
     _pod,
 )
 RUNNING: dict[StageName, Reason] = {"prepare": Reason.PREPARING, "train": Reason.TRAINING, "publish": Reason.PUBLISHING}
+BARRED = (Reason.NAME_CONFLICT, Reason.WAITING_FOR_JOB, Reason.RUN_CHANGED, Reason.WORKSPACE_LOST)
+"""Verdicts under which nothing is made."""
 
 
 def last_ending(observed: Observed, stage: StageName) -> Ending | None:
-    """How the stage's newest ended pod ended."""
-    endings = [end for pod in observed.tries(stage) if (end := ending(pod)) is not None]
-    return endings[-1] if endings else None
+    """How the stage's newest pod ended; None while it has not."""
+    tries = observed.tries(stage)
+    return ending(tries[-1]) if tries else None
 
 
-def _between_tries(stage: StageName, end: Ending, observed: Observed) -> Verdict:
-    """The last pod ended, and the Kubernetes Job has not said yet what follows."""
+def _between_tries(stage: StageName, end: Ending) -> Verdict:
+    """The last pod ended, and what follows is on its way."""
     if end.reason is Reason.SUCCEEDED:
         return Verdict(PHASES[stage], RUNNING[stage])
     reason = Reason.RETRYING if end.reason is Reason.INTERNAL_ERROR else end.reason
@@ -304,76 +433,170 @@ def _failed(reason: Reason, message: str) -> Verdict:
     return Verdict(Phase.FAILED, reason, with_next_step(reason, message), is_progressing=False)
 
 
-def _seconds_left(observed: Observed, now: datetime) -> float | None:
+def _seconds_left(seen: Situation) -> float | None:
     """Until the deadline; None without one. Ended attempts count by the status, so that a resume resets nothing."""
-    if observed.spec is None or observed.spec.deadline_seconds is None:
+    if seen.spec.deadline_seconds is None:
         return None
-    listed = {attempt.pod for attempt in observed.status.attempts if attempt.finished_at}
-    past = sum(seconds_between(one.started_at, one.finished_at) for one in observed.status.attempts)
-    present = sum(_active_seconds(pod, now) for pod in observed.pods if pod.name not in listed)
-    return observed.spec.deadline_seconds - past - present
+    past = seen.past.usage.stage_seconds if seen.past.usage else 0
+    present = sum(
+        seconds_between(pod.running_since, timestamp(seen.now)) for pod in seen.observed.pods if pod.is_running
+    )
+    return seen.spec.deadline_seconds - past - present
 
 
-def _active_seconds(pod: Pod, now: datetime) -> float:
-    if pod.termination is not None:
-        return seconds_between(pod.termination.started_at, pod.termination.finished_at)
-    return seconds_between(pod.running_since, timestamp(now)) if pod.running_since else 0
+def _seconds_held(pod: Pod, seen: Situation) -> float:
+    """Seconds until a pod that outlives its trainer is ended; 0 for every other one."""
+    if pod.termination is None or pod.is_over or pod.is_deleting:
+        return 0
+    ended = pod.termination.finished_at or timestamp(seen.now)
+    return max(0.0, seen.settings.container_grace - (seen.now - moment(ended)).total_seconds())
 
 
-def _deletions(observed: Observed, reached: Milestones, verdict: Verdict) -> tuple[StageJob, ...]:
-    """Kubernetes Jobs that must not go on."""
-    job = observed.jobs.get(reached.stage)
-    if job is None or job.is_deleting:
-        return ()
-    is_lost = verdict.reason is Reason.RETRYING and reached.stage == "publish" and job.is_complete
-    if is_lost or ((verdict.phase == Phase.FAILED or _is_held(verdict)) and not job.is_finished):
-        return (job,)
-    return ()
+def _deletions(seen: Situation, verdict: Verdict) -> tuple[StageJob, ...]:
+    """Kubernetes Jobs that must not go on, each once."""
+    observed, job = seen.observed, seen.job
+    found = []
+    if job is not None and not job.is_deleting:
+        is_stopped = (verdict.phase == Phase.FAILED or seen.spec.suspend) and not job.is_finished
+        if is_stopped or (not verdict.is_over and not seen.spec.suspend and _is_replaced(seen, job, verdict)):
+            found.append(job)
+    if observed.replaced is not None and not observed.replaced.is_deleting:
+        found.append(observed.replaced)
+    for pod in observed.living:
+        has_outlived = pod.termination is not None and not pod.is_deleting and not _seconds_held(pod, seen)
+        if has_outlived and pod.owner not in {one.uid for one in found}:
+            found.append(StageJob(observed.metadata.namespace, pod.job, pod.owner, pod.stage))
+    own = {job.uid: job} if job else {}
+    return tuple(own.get(one.uid, one) for one in found)
 
 
-def _is_held(verdict: Verdict) -> bool:
-    """Whether the job is suspended, or on its way there: the phase is Suspended only once no pod is left."""
-    return verdict.reason in (Reason.SUSPENDING, Reason.SUSPENDED)
+def _is_replaced(seen: Situation, job: StageJob, verdict: Verdict) -> bool:
+    """Whether the stage goes on with another Kubernetes Job.
+
+    The Job's own back-off counts failures that it ignores (kubernetes/kubernetes#130881): after a few evictions it
+    waits for minutes. A queue admits a Job, not a stage: there another one would lose its place.
+    """
+    if verdict.reason in BARRED or seen.observed.refusal is not None:
+        return False
+    if is_complete(seen.observed, seen.stage):
+        return verdict.reason is Reason.RETRYING  # its report is lost
+    limits, pod = seen.observed.status.limits, seen.newest
+    if limits is not None and seen.spec.restarts > limits.restarts:
+        return True
+    has_drifted = bool(job.inputs) and job.inputs != objects.inputs(seen.spec)
+    if pod is None or not (pod.has_started or pod.is_over):
+        return has_drifted or (pod is None and _is_idle(seen, job))
+    if not pod.is_over:
+        return False
+    was_told = bool(pod.disruption or pod.is_deleting or pod.gone_at)
+    return bool(job.failure) or has_drifted or (was_told and not _is_queued(seen))
 
 
-def _creations(observed: Observed, reached: Milestones, verdict: Verdict, settings: Settings) -> tuple[Object, ...]:
-    """The children that the stage lacks; never a Job beside a pod that is still alive."""
-    is_over = verdict.phase in (Phase.SUCCEEDED, Phase.FAILED)
-    is_held = _is_held(verdict) or verdict.reason is Reason.WAITING_FOR_JOB
-    if is_over or is_held or observed.conflicts or observed.spec is None:
-        return ()
-    if reached.stage in observed.jobs or any(not pod.is_over for pod in observed.pods):
-        return ()
-    run = observed.run or objects.frozen_run(observed.metadata, observed.spec, settings, _artifacts(observed))
-    children = [] if observed.run else [objects.run_config_map(run)]
+def _is_queued(seen: Situation) -> bool:
+    return seen.stage == "train" and seen.spec.scheduling.queue is not None
+
+
+def _is_idle(seen: Situation, job: StageJob) -> bool:
+    """Whether it has begun, has no pod, and nothing but its back-off keeps it from one."""
+    if job.is_suspended or job.complaints or not job.started_at or _is_queued(seen):
+        return False
+    return (seen.now - moment(job.started_at)).total_seconds() > IDLE_SECONDS
+
+
+def _creations(seen: Situation, verdict: Verdict) -> tuple[tuple[Object, ...], api.PinnedRun | None]:
+    """The children that the stage lacks, and the run that is pinned with them; never a Job beside a living pod."""
+    observed, job = seen.observed, seen.job
+    if verdict.is_over or seen.spec.suspend or verdict.reason in BARRED:
+        return (), None
+    if job is not None or observed.replaced is not None or observed.living:
+        return (), None
+    pin, children = _pinned(observed), []
+    if pin is None or (observed.run is None and not _has_begun(observed)):
+        config_map, pin = _frozen(seen)
+        children += [] if observed.run else [config_map]
+    owner, spec = observed.metadata, _with_artifacts(seen)
     if not observed.has_workspace:
-        children.append(objects.workspace_claim(run))
-    return (*children, objects.stage_job(run, reached.stage, settings))
+        children.append(objects.workspace_claim(owner, spec))
+    stage = seen.past.stage
+    return (*children, objects.stage_job(owner, spec, seen.stage, stage, pin, seen.settings)), pin
 
 
-def _artifacts(observed: Observed) -> dict[str, str]:
+def _frozen(seen: Situation) -> tuple[Object, api.PinnedRun]:
+    """The run file as it would be frozen now, and what is pinned of it."""
+    run = objects.frozen_run(seen.observed.metadata, seen.spec, seen.settings, _artifacts(seen))
+    config_map = objects.run_config_map(seen.observed.metadata, run)
+    return config_map, api.PinnedRun(digest=digest(objects.run_text(config_map)), image=run.trainer_image)
+
+
+def _pinned(observed: Observed) -> api.PinnedRun | None:
+    """The run that stands in the status, or that an operator of before there were pins has begun; None: none has."""
+    if observed.status.run is not None and observed.status.run.digest:
+        return observed.status.run
+    has_begun = bool(observed.jobs) or observed.status.phase in set(PHASES.values()) or _has_begun(observed)
+    if observed.run is None or not has_begun:
+        return None
+    return api.PinnedRun(digest=observed.run.digest, image=observed.run.image)
+
+
+def _has_begun(observed: Observed) -> bool:
+    """Whether a pod of the job has run, by what nobody but the operator writes."""
+    status = observed.status
+    return bool(status.started_at or status.attempts or is_true(status, ConditionType.PREPARED))
+
+
+def _artifacts(seen: Situation) -> dict[str, str]:
     """Where the jobs that the spec names have published."""
-    found = ((job.name, job.artifact.uri) for job in observed.named_jobs.values() if job.artifact is not None)
-    return {name: uri for name, uri in found if uri is not None}
+    found = {one.name: one.uri for one in dependencies(seen.observed)}
+    if seen.observed.run is not None and not found:
+        pairs = zip(seen.spec.method.options.adapters, seen.observed.run.adapters, strict=False)
+        found = {one.uri.removeprefix("job://"): uri for one, uri in pairs if one.uri.startswith("job://")}
+    return found
 
 
-def _requeue_after(observed: Observed, verdict: Verdict, now: datetime) -> float | None:
-    """When time alone will change the verdict."""
-    if verdict.phase in (Phase.SUCCEEDED, Phase.FAILED):
-        ttl = observed.spec.ttl_seconds_after_finished if observed.spec else None
+def _with_artifacts(seen: Situation) -> FineTuneJobSpec:
+    return seen.spec.resolved().with_artifacts(_artifacts(seen))
+
+
+def _requeue_after(seen: Situation, verdict: Verdict) -> float | None:
+    """When time alone will change the verdict, or when to look at what nobody tells."""
+    observed, now = seen.observed, seen.now
+    if verdict.is_over:
+        ttl = seen.spec.ttl_seconds_after_finished
         return float(ttl) if ttl is not None else None
     waits = [grace for pod in observed.pods if (grace := seconds_of_grace(pod, now)) > 0]
-    if observed.conflicts or observed.refusal:
-        waits.append(CONFLICT_SECONDS)
-    left = _seconds_left(observed, now)
-    if left is not None and any(pod.is_running for pod in observed.pods):
-        waits.append(max(0.0, left))
+    waits += [left for pod in observed.living if (left := _seconds_held(pod, seen)) > 0]
+    waits += [_backed_off(pod.due, now, 5, 60) for pod in observed.living if pod.due]
+    since = condition(observed.status, ConditionType.PROGRESSING).last_transition_time
+    if observed.conflicts or observed.refusal or verdict.reason in (Reason.RUN_CHANGED, Reason.WORKSPACE_LOST):
+        waits.append(_backed_off(since, now, 5, 60))
+    elif (found := _unheard(seen)) is not None:
+        waits.append(
+            _backed_off(found.created_at, now, 2 if found.is_scheduled else 20, 30 if found.is_scheduled else 300)
+        )
+    elif seen.job is not None and seen.newest is None and not seen.job.is_suspended:
+        waits.append(_backed_off(seen.job.started_at, now, 5, 60))
+    remaining = _seconds_left(seen)
+    if remaining is not None and any(pod.is_running for pod in observed.pods):
+        waits.append(max(0.0, remaining))
     # The grace is counted in whole seconds of the scheduler's clock: a little later is surely over.
     return min(waits) + 0.1 if waits else None
 
 
-def _events(old: api.FineTuneJobStatus, new: api.FineTuneJobStatus) -> tuple[Event, ...]:
+def _unheard(seen: Situation) -> Pod | None:
+    """The newest pod, while it does not start and no status tells why."""
+    pod = seen.newest
+    return pod if pod is not None and not (pod.is_over or pod.has_started or pod.refused_since) else None
+
+
+def _backed_off(since: str, now: datetime, shortest: float, longest: float) -> float:
+    """Seconds to the next look at what nobody tells: the longer it lasts, the more."""
+    age = (now - moment(since)).total_seconds() if since else 0
+    return min(longest, max(shortest, age / 4, -age))
+
+
+def _events(observed: Observed, new: api.FineTuneJobStatus) -> tuple[Event, ...]:
     """One Event for each step that people want to see in `kubectl describe`."""
+    old = observed.status
     events = []
     if is_true(new, ConditionType.PREPARED) and not is_true(old, ConditionType.PREPARED):
         events.append(Event("Normal", Reason.PREPARED, condition(new, ConditionType.PREPARED).message))
@@ -381,7 +604,7 @@ def _events(old: api.FineTuneJobStatus, new: api.FineTuneJobStatus) -> tuple[Eve
     after = condition(new, ConditionType.PROGRESSING)
     if after.reason != before:
         reason = Reason(after.reason)
-        if before == Reason.SUSPENDED:
+        if before == Reason.SUSPENDED or observed.stored is not None:
             events.append(Event("Normal", Reason.RESUMED, "the run goes on from its last checkpoint"))
         if reason not in UNTOLD:
             events.append(Event(TOLD.get(reason, "Warning"), reason, _event_message(new, after)))

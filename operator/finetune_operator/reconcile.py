@@ -1,19 +1,25 @@
-"""One pass over one job: read, decide, write. The status is written last, once, and only if it changed.
+"""One pass over one job: read, decide, write. The status is written once, and only if it changed: last, unless what is
+created or deleted rests on it.
 
 It decides nothing. Every write may be repeated: children are created or are there, deletions and the status name a uid.
 """
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+
+import aiohttp
 
 from finetune_api import labels
 from finetune_api import status as api
 from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_operator import metrics, objects
 from finetune_operator.cluster import ApiError, Cluster, Conflict, Kind, NotFound
+from finetune_operator.departed import Departed
+from finetune_operator.diagnosis import Obstacle, refused
 from finetune_operator.facts import Observed, StageName, seconds_between
 from finetune_operator.metrics import Key
 from finetune_operator.observe import CLAIMS, CONFIG_MAPS, EVENTS, FINETUNE_JOBS, JOBS, observe
@@ -34,8 +40,8 @@ MILESTONES: dict[StageName, ConditionType] = {
     "train": ConditionType.EVALUATED,
     "publish": ConditionType.PUBLISHED,
 }
-REFUSALS = {400: Reason.BAD_SPEC, 422: Reason.BAD_SPEC, 403: Reason.UNSCHEDULABLE}
-"""What it means that a child cannot be created: its spec is no good, or a quota or policy is in the way."""
+EXISTS = Obstacle(Reason.NAME_CONFLICT, "")
+NOT_DECLARED = re.compile(r"(?:^|\s)\.status\.([A-Za-z0-9]+)[^\s:]*: field not declared in schema")
 
 
 class StatusWriter:
@@ -44,9 +50,23 @@ class StatusWriter:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
-    async def status(self, key: Key, uid: str, status: api.FineTuneJobStatus) -> None:
-        """All of the status but progress."""
-        await self._write(key, uid, status.to_wire(), MANAGER)
+    async def status(self, key: Key, body: Object, status: api.FineTuneJobStatus) -> tuple[Object, tuple[str, ...]]:
+        """Write all of the status but progress over that of `body`, if it differs; fields that only a newer operator
+        knows stay. Returns the job, and the fields that the CustomResourceDefinition does not have."""
+        stored = {name: value for name, value in body.get("status", {}).items() if name != "progress"}
+        wire = status.over(stored)
+        if wire == stored:
+            return body, ()
+        uid, absent = body["metadata"]["uid"], ()
+        try:
+            return await self._write(key, uid, wire, MANAGER), ()
+        except ApiError as problem:
+            absent = tuple(dict.fromkeys(NOT_DECLARED.findall(problem.message)))
+            if not absent:
+                raise
+        log.warning("the CustomResourceDefinition is older than this operator: no status.%s", ", status.".join(absent))
+        left = {name: value for name, value in wire.items() if name not in absent}
+        return body if left == stored else await self._write(key, uid, left, MANAGER), absent
 
     async def progress(self, key: Key, uid: str, progress: api.Progress) -> None:
         """Show `progress`; a job that is gone or another by now is left alone."""
@@ -55,10 +75,10 @@ class StatusWriter:
         except (NotFound, Conflict):
             log.debug("the job is gone: its progress is not written")
 
-    async def _write(self, key: Key, uid: str, status: Object, manager: str) -> None:
+    async def _write(self, key: Key, uid: str, status: Object, manager: str) -> Object:
         metadata = {"namespace": key[0], "name": key[1], "uid": uid}
         body = {"apiVersion": labels.API_VERSION, "kind": labels.KIND, "metadata": metadata, "status": status}
-        await self._cluster.apply_status(FINETUNE_JOBS, body, manager)
+        return await self._cluster.apply_status(FINETUNE_JOBS, body, manager)
 
 
 class Reconciler:
@@ -70,10 +90,12 @@ class Reconciler:
         settings: Settings,
         reader: ProgressReader,
         writer: StatusWriter,
+        departed: Departed,
         gone: Callable[[Key], None],
     ) -> None:
         """`gone` is told of each job that no longer exists."""
         self._gone = gone
+        self._departed = departed
         self._cluster = cluster
         self._settings = settings
         self._reader = reader
@@ -87,57 +109,73 @@ class Reconciler:
             metrics.forget(key)
             self._gone(key)
             return None
-        observed, decided = await self._act(key, body)
-        return await self._finish(key, observed, decided)
+        return await self._finish(key, *await self._act(key, body))
+
+    async def _observe(self, key: Key, body: Object, thorough: bool = False) -> Observed:
+        observed = await observe(self._cluster, body, self._departed, thorough)
+        return replace(observed, health=self._reader.health(key), reports=self._reader.reports(key))
 
     def _decide(self, observed: Observed) -> Plan:
         return plan(observed, self._settings, datetime.now(UTC))
 
-    def _with_reports(self, key: Key, observed: Observed) -> Observed:
-        return replace(observed, health=self._reader.health(key), reports=self._reader.reports(key))
-
-    async def _act(self, key: Key, body: Object) -> tuple[Observed, Plan]:
-        """Decide and change the children; returns what was decided upon, and what of it is left to say."""
-        observed = self._with_reports(key, await observe(self._cluster, body))
+    async def _act(self, key: Key, body: Object) -> tuple[Object, Observed, Plan]:
+        """Decide and change the children; returns the job, what was decided upon, and what of it is left to say."""
+        observed = await self._observe(key, body)
         decided = self._decide(observed)
-        try:
-            await self._apply_children(decided)
-        except Conflict:
+        body, refusal = await self._carry_out(key, body, decided)
+        if refusal is EXISTS:
             # A child exists that was thought absent: look at everything, and decide again.
-            observed = self._with_reports(key, await observe(self._cluster, body, thorough=True))
+            observed = await self._observe(key, body, thorough=True)
             decided = self._decide(observed)
-            await self._apply_children(decided)
-        except ApiError as problem:
-            if problem.status not in REFUSALS:
-                raise
-            observed = replace(observed, refusal=(REFUSALS[problem.status], problem.message))
+            body, refusal = await self._carry_out(key, body, decided)
+        if refusal is not None and refusal is not EXISTS:
+            observed = replace(observed, refusal=(refusal.reason, refusal.message))
             decided = self._decide(observed)
-        return observed, decided
+        return body, observed, decided
 
-    async def _apply_children(self, decided: Plan) -> None:
-        """Delete, then create; raises Conflict when an object of a child's name exists."""
+    async def _carry_out(self, key: Key, body: Object, decided: Plan) -> tuple[Object, Obstacle | None]:
+        """Write what must be written first, delete, create; returns the job as it is then, and why a child could not be
+        created."""
+        if decided.status_first and decided.status is not None:
+            body, absent = await self._writer.status(key, body, decided.status)
+            if "run" in absent and decided.create:
+                return body, Obstacle(Reason.DEFINITION_OUTDATED, "the definition of FineTuneJob has no status.run")
         for job in decided.delete:
             await self._cluster.delete(JOBS, job.namespace, job.name, job.uid)
         for manifest in decided.create:
-            # Create, not apply: an apply would write into somebody else's object of that name.
-            await self._cluster.create(KINDS[manifest["kind"]], manifest, MANAGER)
+            kind = KINDS[manifest["kind"]]
+            try:
+                # Create, not apply: an apply would write into somebody else's object of that name.
+                await self._cluster.create(kind, manifest, MANAGER, patient=False)
+            except Conflict:
+                return body, EXISTS
+            except ApiError as problem:
+                return body, refused(problem.status, f"{manifest['kind']}: {problem.message}", problem.fields)
+            except (aiohttp.ClientError, TimeoutError) as problem:
+                words = f"{manifest['kind']}: no answer to its creation: {problem or repr(problem)}"
+                return body, refused(0, words)
+        return body, None
 
-    async def _finish(self, key: Key, observed: Observed, decided: Plan) -> float | None:
+    async def _finish(self, key: Key, body: Object, observed: Observed, decided: Plan) -> float | None:
         """Status, progress and Events; then follow the running pod."""
         metadata, old = observed.metadata, observed.status
         if decided.expire:
             await self._cluster.delete(FINETUNE_JOBS, *key, metadata.uid)
             return None
         status = decided.status
-        if status is not None and status != old.model_copy(update={"progress": None}):
-            await self._writer.status(key, metadata.uid, status)
-            _log_change(old, status)
+        if status is not None:
+            await self._writer.status(key, body, status)
+            if status != old.model_copy(update={"progress": None}):
+                _log_change(old, status)
         if decided.progress is not None and decided.progress != old.progress:
             await self._writer.progress(key, metadata.uid, decided.progress)
         for event in decided.events:
             await self._tell(objects.event(metadata, event.type, event.reason, event.message, datetime.now(UTC)))
         _measure(key, observed, status or old)
-        self._reader.track(key, None if _is_over(status or old) else _target(observed))
+        is_over = _is_over(status or old)
+        if is_over:
+            self._departed.forget(metadata.uid)
+        self._reader.track(key, None if is_over else _target(observed))
         return decided.requeue_after
 
     async def _tell(self, event: Object) -> None:

@@ -40,6 +40,8 @@ class Settings:
     """Seconds without an answer from a running pod until Progressing says NoReports."""
     stalled_after: float = 600
     """Seconds without a step until Progressing says Stalled."""
+    container_grace: float = 30
+    """Seconds after the trainer's end until a pod is ended that another container keeps alive."""
     log_level: str = "info"
 
 
@@ -83,6 +85,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     flag("progress-seconds", "shortest time between two readings of one job's progress", float)
     flag("silent-after", "seconds without an answer from a trainer until its job says NoReports", float)
     flag("stalled-after", "seconds without a training step until its job says Stalled", float)
+    flag("container-grace", "seconds after the trainer's end until a pod is ended that others keep alive", float)
     flag("log-level", "how much is logged", choices=["debug", "info", "warning", "error"])
     parser.add_argument(
         "--leader-elect",

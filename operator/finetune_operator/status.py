@@ -1,24 +1,27 @@
-"""The status of a job, worked out anew from what is observed: milestones, attempts, usage, conditions, phase.
+"""The status of a job, worked out anew from what is observed: milestones, conditions, phase, progress.
 
-It decides what people are told. What is to be done is `plan`'s business; both start from the same `Verdict`.
+It decides what people are told. What is to be done is `plan`'s business; both start from the same `Verdict`. What the
+attempts amount to is `attempts`'.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise
 from typing import TypeVar
 
 from finetune_api import status as api
 from finetune_api.events import ProgressReport, StageReport
 from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
-from finetune_operator.diagnosis import Ending, ending
-from finetune_operator.facts import STAGES, Observed, Pod, StageName, seconds_between, timestamp
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.text import printable_lines
+from finetune_operator.attempts import History, started_at
+from finetune_operator.diagnosis import ending
+from finetune_operator.facts import STAGES, Observed, StageName, timestamp
 
 Known = TypeVar("Known")
-ATTEMPTS_KEPT = 100
 MESSAGE_LIMIT = 4096
 PHASES: dict[StageName, Phase] = {"prepare": Phase.PREPARING, "train": Phase.TRAINING, "publish": Phase.PUBLISHING}
+OVER = (Phase.SUCCEEDED, Phase.FAILED)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class Verdict:
     message: str = ""
     is_progressing: bool = True
 
+    @property
+    def is_over(self) -> bool:
+        return self.phase in OVER
+
 
 def condition(status: api.FineTuneJobStatus, kind: ConditionType) -> api.Condition:
     """The condition; one that says nothing where there is none."""
@@ -61,23 +68,57 @@ def is_true(status: api.FineTuneJobStatus, kind: ConditionType) -> bool:
 
 
 def is_finished(status: api.FineTuneJobStatus) -> bool:
-    """Succeeded or failed: nothing changes it any more."""
+    """Succeeded or failed: nothing changes it any more, but somebody who brings a failed job back."""
     return is_true(status, ConditionType.COMPLETE) or is_true(status, ConditionType.FAILED)
 
 
-def next_stage(status: api.FineTuneJobStatus) -> StageName:
-    """The first stage that is not known to be done."""
+NOT_BY_TRIES = (Reason.BAD_SPEC, Reason.DATASET_INVALID, Reason.DIVERGED, Reason.UNSUPPORTED, Reason.DEPENDENCY_FAILED)
+"""Failures that more tries would only repeat. `restarts` brings them back all the same: whoever raises it has mended
+something that the spec does not show."""
+
+
+def brought_back(spec: FineTuneJobSpec | None, status: api.FineTuneJobStatus) -> api.FineTuneJobStatus | None:
+    """The status of a failed job that goes on because a limit was raised; None for every other job.
+
+    Its stage gets another Kubernetes Job and all its tries. What was reached, and what it cost, stays.
+    """
+    failed = condition(status, ConditionType.FAILED)
+    if spec is None or failed.status != "True" or not _is_raised(spec, status.limits, failed.reason):
+        return None
+    stage = status.stage
+    return status.model_copy(
+        update={
+            "conditions": [one for one in status.conditions if one.type != ConditionType.FAILED],
+            "finished_at": None,
+            "stage": stage and stage.model_copy(update={"number": stage.number + 1, "tries": 0}),
+        }
+    )
+
+
+def _is_raised(spec: FineTuneJobSpec, limits: api.Limits | None, reason: str) -> bool:
+    before = limits or api.Limits()
+    if spec.restarts > before.restarts:
+        return True
+    if reason == Reason.DEADLINE_EXCEEDED:
+        was = before.deadline_seconds
+        return was is not None and (spec.deadline_seconds is None or spec.deadline_seconds > was)
+    return before.retry_limit is not None and spec.retry.limit > before.retry_limit and reason not in NOT_BY_TRIES
+
+
+def present_stage(status: api.FineTuneJobStatus) -> tuple[StageName, int]:
+    """The first stage that is not known to be done, and the number of its Kubernetes Job."""
     done = Milestones(is_true(status, ConditionType.PREPARED), is_true(status, ConditionType.EVALUATED))
-    return done.stage
+    listed = status.stage
+    return done.stage, listed.number if listed is not None and listed.name == done.stage else 1
 
 
 def milestones(observed: Observed) -> Milestones:
-    """What has been reached, by the status that was written or by Kubernetes Jobs that are complete."""
+    """What has been reached, by the status that was written, or by Kubernetes Jobs and trainers that ended well."""
     old = observed.status
     told = [report for stage in STAGES if (report := final_report(observed, stage)) is not None]
     return Milestones(
-        is_prepared=is_true(old, ConditionType.PREPARED) or _is_complete(observed, "prepare"),
-        is_trained=is_true(old, ConditionType.EVALUATED) or _is_complete(observed, "train"),
+        is_prepared=is_true(old, ConditionType.PREPARED) or is_complete(observed, "prepare"),
+        is_trained=is_true(old, ConditionType.EVALUATED) or is_complete(observed, "train"),
         plan=_first([old.plan, *(report.plan for report in told)]),
         data=_first([old.data, *(report.data for report in told)]),
         evaluation=_first([old.evaluation, *(report.evaluation for report in told)]),
@@ -92,138 +133,77 @@ def _first(found: Iterable[Known | None]) -> Known | None:
 
 def final_report(observed: Observed, stage: StageName) -> StageReport | None:
     """What the pod that completed a stage left; None while the stage is not complete, or when the pod is gone."""
-    if not _is_complete(observed, stage):
-        return None
     endings = [ending(pod) for pod in observed.tries(stage)]
     reports = [end.report for end in endings if end is not None and end.reason is Reason.SUCCEEDED]
     return reports[-1] if reports else None
 
 
-def _is_complete(observed: Observed, stage: StageName) -> bool:
+def is_complete(observed: Observed, stage: StageName) -> bool:
+    """By the Kubernetes Job, or by the trainer itself, where another container keeps the pod alive."""
     job = observed.jobs.get(stage)
-    return job is not None and job.is_complete
+    ends = (ending(pod) for pod in observed.tries(stage))
+    return job is not None and (job.is_complete or any(end and end.reason is Reason.SUCCEEDED for end in ends))
 
 
-def summarise(observed: Observed, reached: Milestones, verdict: Verdict, now: datetime) -> api.FineTuneJobStatus:
+def summarise(
+    observed: Observed, reached: Milestones, past: History, verdict: Verdict, run: api.PinnedRun | None, now: datetime
+) -> api.FineTuneJobStatus:
     """The status as it should read now, progress left out: that has another writer."""
-    old = observed.status
-    is_over = verdict.phase in (Phase.SUCCEEDED, Phase.FAILED)
-    attempts = attempts_of(observed, verdict, now)
-    starts = sorted(start for start in (_started_at(pod) for pod in observed.pods) if start)
+    old, spec = observed.status, observed.spec
+    assert spec is not None
+    starts = sorted(start for pod in observed.pods if (start := started_at(pod)))
     return api.FineTuneJobStatus(
         phase=verdict.phase,
         observed_generation=observed.metadata.generation,
         conditions=_conditions(observed, reached, verdict, timestamp(now)),
+        run=run,
+        dependencies=dependencies(observed),
+        stage=past.stage if run else None,
+        limits=api.Limits(deadline_seconds=spec.deadline_seconds, retry_limit=spec.retry.limit, restarts=spec.restarts),
         plan=reached.plan,
         data=reached.data,
-        attempts=attempts,
-        recovery=_recovery(attempts) if attempts else None,
+        attempts=list(past.attempts),
+        recovery=past.recovery,
         evaluation=reached.evaluation,
         artifact=reached.artifact,
-        usage=_usage(observed, attempts) if attempts else None,
+        usage=past.usage,
         started_at=old.started_at or (starts[0] if starts else None),
-        finished_at=(old.finished_at or timestamp(now)) if is_over else None,
+        finished_at=(old.finished_at or timestamp(now)) if verdict.is_over else None,
     )
 
 
-def attempts_of(observed: Observed, verdict: Verdict, now: datetime) -> list[api.Attempt]:
-    """One entry per training pod whose container ran: those listed already, brought up to date, then new ones."""
-    pods = {pod.name: pod for pod in observed.pods_of("train") if _started_at(pod)}
-    attempts = [
-        _updated(attempt, pods.get(attempt.pod or ""), observed, verdict, now) for attempt in observed.status.attempts
-    ]
-    known = {attempt.pod for attempt in attempts}
-    for pod in sorted((pod for pod in pods.values() if pod.name not in known), key=lambda pod: _started_at(pod) or ""):
-        number = attempts[-1].number + 1 if attempts else 1
-        fresh = api.Attempt(number=number, pod=pod.name, started_at=_started_at(pod))
-        attempts.append(_updated(fresh, pod, observed, verdict, now))
-    return attempts[-ATTEMPTS_KEPT:]
+def unreadable(observed: Observed, now: datetime) -> api.FineTuneJobStatus:
+    """The status as it was, but for the condition: what cannot be read ends nothing and moves nothing."""
+    old = observed.status
+    message = with_next_step(Reason.UNREADABLE, observed.problem)
+    verdict = Verdict(Phase(old.phase) if old.phase in set(Phase) else Phase.WAITING, Reason.UNREADABLE, message, False)
+    said = {ConditionType.PROGRESSING: (False, verdict.reason, message)} | _for_kstatus(verdict)
+    kept = [one for one in old.conditions if one.type not in (*said, *KSTATUS)]
+    fresh = [_condition(observed, kind, *words, timestamp(now)) for kind, words in said.items()]
+    return old.model_copy(update={"phase": verdict.phase, "conditions": [*kept, *fresh], "progress": None})
 
 
-def _updated(attempt: api.Attempt, pod: Pod | None, observed: Observed, verdict: Verdict, now: datetime) -> api.Attempt:
-    """The attempt, ended if its pod has ended or gone. An ended attempt is history and does not change."""
-    if attempt.finished_at:
-        return attempt
-    end = ending(pod) if pod else None
-    is_over = verdict.phase in (Phase.SUCCEEDED, Phase.FAILED)
-    if pod is not None and end is None and not is_over:
-        return attempt
-    if end is not None and end.reason is Reason.SUCCEEDED and not _is_complete(observed, "train"):
-        # Told together with what follows from it, in one write.
-        return attempt
-    report = _last_report(pod, end, observed)
-    finished = pod.termination.finished_at if pod and pod.termination else None
-    return attempt.model_copy(
-        update={
-            "finished_at": finished or timestamp(now),
-            "reason": _reason_of_end(end, observed, verdict),
-            "from_step": report.resumed_from_step if report else attempt.from_step,
-            "to_step": report.step if report else _known_step(observed),
-            "checkpoint_step": report.checkpoint_step if report else None,
-        }
-    )
+def dependencies(observed: Observed) -> list[api.Dependency]:
+    """What the jobs behind `job://` have published, pinned when each was first seen complete."""
+    pinned = {one.name: one for one in observed.status.dependencies}
+    for name in observed.spec.named_jobs if observed.spec else ():
+        job = observed.named_jobs.get(name)
+        if name not in pinned and job is not None and job.is_complete and job.artifact and job.artifact.uri:
+            pinned[name] = api.Dependency(name=name, uri=job.artifact.uri, digest=job.artifact.digest)
+    return list(pinned.values())
 
 
-def _reason_of_end(end: Ending | None, observed: Observed, verdict: Verdict) -> Reason:
-    if verdict.reason is Reason.DEADLINE_EXCEEDED:
-        return Reason.DEADLINE_EXCEEDED
-    stopped = end is None or end.reason is Reason.PREEMPTED
-    if stopped and observed.spec is not None and observed.spec.suspend:
-        return Reason.SUSPENDED
-    return end.reason if end else Reason.PREEMPTED
-
-
-def _last_report(pod: Pod | None, end: Ending | None, observed: Observed) -> ProgressReport | None:
-    if end is not None and end.report is not None and end.report.progress is not None:
-        return end.report.progress
-    return observed.reports.get(pod.uid) if pod else None
-
-
-def _known_step(observed: Observed) -> int | None:
-    progress = observed.status.progress
-    return progress.step if progress is not None and progress.stage == "train" else None
-
-
-def _started_at(pod: Pod) -> str | None:
-    return pod.running_since or (pod.termination.started_at if pod.termination else None)
-
-
-def _steps_lost(attempt: api.Attempt, following: api.Attempt) -> int:
-    """Steps that the following attempt had to do again; 0 while it is not known."""
-    if attempt.to_step is None or following.from_step is None:
-        return 0
-    return max(0, attempt.to_step - following.from_step)
-
-
-def _recovery(attempts: Sequence[api.Attempt]) -> api.Recovery:
-    lost = sum(_steps_lost(one, following) for one, following in pairwise(attempts))
-    return api.Recovery(restarts=attempts[-1].number - 1, steps_lost=lost)
-
-
-def _usage(observed: Observed, attempts: Sequence[api.Attempt]) -> api.Usage:
-    """Seconds of ended attempts, so that a running one does not change the status all the time."""
-    gpus = observed.spec.resources.gpus if observed.spec else 0
-    seconds = [seconds_between(attempt.started_at, attempt.finished_at) for attempt in attempts]
-    wasted = sum(length * _share_lost(attempt) for length, attempt in zip(seconds, attempts, strict=True))
-    active = round(sum(seconds))
-    return api.Usage(active_seconds=active, gpu_seconds=active * gpus, wasted_gpu_seconds=round(wasted * gpus))
-
-
-def _share_lost(attempt: api.Attempt) -> float:
-    """The part of an ended attempt that no later one can build on: 0 to 1."""
-    if attempt.reason == Reason.SUCCEEDED:
-        return 0
-    start, end = attempt.from_step or 0, attempt.to_step or 0
-    kept = max(start, attempt.checkpoint_step or 0)
-    return min(1.0, max(0, end - kept) / (end - start)) if end > start else 1
+KSTATUS = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED)
+Words = tuple[bool, Reason, str]
 
 
 def _conditions(observed: Observed, reached: Milestones, verdict: Verdict, now: str) -> list[api.Condition]:
-    """All conditions, in the order of a job's life."""
-    said: dict[ConditionType, tuple[bool, Reason, str]] = {}
-    is_rejected = observed.spec is None or (observed.refusal is not None and verdict.reason is Reason.BAD_SPEC)
-    accepted = (False, Reason.BAD_SPEC, verdict.message) if is_rejected else (True, Reason.ACCEPTED, "")
-    said[ConditionType.ACCEPTED] = accepted
+    """All conditions, in the order of a job's life; those that another release of the operator knows are kept."""
+    said: dict[ConditionType, Words] = {}
+    is_rejected = verdict.reason is Reason.BAD_SPEC
+    said[ConditionType.ACCEPTED] = (
+        (False, Reason.BAD_SPEC, verdict.message) if is_rejected else (True, Reason.ACCEPTED, "")
+    )
     if reached.is_prepared:
         said[ConditionType.PREPARED] = (True, Reason.PREPARED, _prepared_message(reached))
     said[ConditionType.PROGRESSING] = (verdict.is_progressing, verdict.reason, verdict.message)
@@ -238,7 +218,20 @@ def _conditions(observed: Observed, reached: Milestones, verdict: Verdict, now: 
         said[ConditionType.COMPLETE] = (True, Reason.SUCCEEDED, verdict.message)
     if verdict.phase is Phase.FAILED:
         said[ConditionType.FAILED] = (True, verdict.reason, verdict.message)
-    return [_condition(observed, kind, *said[kind], now) for kind in ConditionType if kind in said]
+    said |= _for_kstatus(verdict)
+    unknown = [one for one in observed.status.conditions if one.type not in set(ConditionType)]
+    return [*(_condition(observed, kind, *said[kind], now) for kind in ConditionType if kind in said), *unknown]
+
+
+def _for_kstatus(verdict: Verdict) -> dict[ConditionType, Words]:
+    """What Flux and Argo CD look at: Ready once it has succeeded; Reconciling and Stalled only while they are true."""
+    is_done, words = verdict.phase is Phase.SUCCEEDED, (verdict.reason, verdict.message)
+    said: dict[ConditionType, Words] = {ConditionType.READY: (is_done, *words)}
+    if verdict.phase is Phase.FAILED:
+        said[ConditionType.STALLED] = (True, *words)
+    elif not is_done and verdict.reason is not Reason.SUSPENDED:
+        said[ConditionType.RECONCILING] = (True, *words)
+    return said
 
 
 def _condition(
@@ -251,7 +244,7 @@ def _condition(
         type=kind,
         status=word,
         reason=reason,
-        message=message[:MESSAGE_LIMIT],
+        message=printable_lines(message)[:MESSAGE_LIMIT],
         last_transition_time=before.last_transition_time if before.status == word else now,
         observed_generation=observed.metadata.generation,
     )
@@ -317,7 +310,7 @@ def settled_progress(observed: Observed, verdict: Verdict, now: datetime) -> api
         return progress_of(report, None, timestamp(now))
     if old is not None and old.percent is None and verdict.phase == Phase.SUCCEEDED:  # a run without steps
         return old.model_copy(update={"percent": 100, "eta_seconds": None})
-    is_idle = not any(pod.is_running for pod in observed.pods) or verdict.phase in (Phase.SUCCEEDED, Phase.FAILED)
+    is_idle = not any(pod.is_running for pod in observed.pods) or verdict.is_over
     if old is not None and old.eta_seconds is not None and is_idle:
         return old.model_copy(update={"eta_seconds": None})
     return old

@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune_api import labels
 from finetune_operator.cluster import Change, Cluster
+from finetune_operator.departed import Departed
 from finetune_operator.metrics import Key
 from finetune_operator.observe import EVENTS, JOBS, PODS
 from finetune_operator.settings import Settings
@@ -54,22 +55,24 @@ _CHILD = re.compile(r"^(?P<job>.+)-[0-9a-f]{5}-(prepare|train|publish)(-[a-z0-9]
 
 
 def pumps(
-    cluster: Cluster, settings: Settings, wake: Callable[[Key, float], None]
+    cluster: Cluster, settings: Settings, departed: Departed, wake: Callable[[Key, float], None]
 ) -> list[Coroutine[None, None, None]]:
     """What to run, each for ever: `wake` is called with a job's key and the seconds to wait for more news of it."""
 
-    async def pump(changes: AsyncIterator[Change], key_of: Callable[[Change], Key | None]) -> None:
+    async def pump(kind: str, changes: AsyncIterator[Change], key_of: Callable[[Change], Key | None]) -> None:
         async for change in changes:
+            if change.type == "DELETED":
+                departed.note(kind, change.object)
             if (key := key_of(change)) is not None:
                 wake(key, SETTLE_SECONDS)
 
     running = []
     for namespace in settings.namespaces or (None,):
-        running.append(pump(cluster.watch(JOBS, namespace, OURS), key_of_job))
-        running.append(pump(cluster.watch(PODS, namespace, OURS), key_of_pod))
+        running.append(pump("Job", cluster.watch(JOBS, namespace, OURS), key_of_job))
+        running.append(pump("Pod", cluster.watch(PODS, namespace, OURS), key_of_pod))
         for kind, reason in TROUBLES:
             fields = f"involvedObject.kind={kind},reason={reason}"
-            running.append(pump(cluster.watch(EVENTS, namespace, fields=fields), key_of_trouble))
+            running.append(pump("", cluster.watch(EVENTS, namespace, fields=fields), key_of_trouble))
     return running
 
 

@@ -158,7 +158,7 @@ def test_a_quota_that_is_full(
     api.create(path, quota)
     eventually(lambda: (api.get(f"{path}/none") or {}).get("status", {}).get("hard"), "the quota holds")
     start_operator()
-    assert "exceeded quota" in submit_alone().wait_reason("Unschedulable")["message"]
+    assert "exceeded quota" in submit_alone().wait_reason("QuotaExceeded")["message"]
 
 
 def test_a_spec_that_kubernetes_refuses(submit: Submit) -> None:
@@ -199,14 +199,47 @@ def test_a_publish_without_a_digest(submit: Submit) -> None:
     job.wait_reason("ArtifactInvalid", "Failed", SOON)
 
 
-@pytest.mark.parametrize(("code", "reason"), [(75, "RetryLimitExceeded"), (70, "InternalError"), (1, "InternalError")])
-def test_tries_that_run_out(submit: Submit, code: int, reason: str) -> None:
+@pytest.mark.parametrize("code", [70, 1])
+def test_tries_that_run_out(submit: Submit, code: int) -> None:
     """A code that another try may heal fails the job when none is left."""
     job = submit(retry={"limit": 0})
     pod = job.new_pod("prepare")
     pod.start()
     pod.end(code)
-    job.wait_reason(reason, "Failed", SOON)
+    job.wait_reason("InternalError", "Failed", SOON)
+
+
+@pytest.mark.parametrize("code", [75, 143, 137])
+def test_a_pod_that_is_deleted_by_hand_costs_no_try(api: Api, submit: Submit, code: int) -> None:
+    """With no try allowed: whether it stopped with a checkpoint, without, or was killed when its grace was over."""
+    job = submit(retry={"limit": 0})
+    job.run_stage("prepare", **PREPARED)
+    pod = job.new_pod("train")
+    pod.start()
+    job.wait_reason("Training")
+    api.delete(f"/api/v1/namespaces/{job.namespace}/pods/{pod.name}")
+    pod.end(code)
+    job.run_stage("train", **TRAINED)
+    job.run_stage("publish", artifact={"uri": "pvc://results/tuned", "digest": "sha256:abc"})
+    assert [attempt["reason"] for attempt in job.wait_phase("Succeeded")["attempts"]] == ["Preempted", "Succeeded"]
+
+
+def test_a_checkpoint_that_gets_further_makes_a_failure_good(submit: Submit) -> None:
+    """`retry.limit` counts tries that bring the run no further: of three crashes, only those without progress."""
+    job = submit(retry={"limit": 0})
+    job.run_stage("prepare", **PREPARED)
+    for step in (20, 40):
+        pod = job.new_pod("train", seconds=40)
+        pod.start()
+        resumed = {"resumedFromStep": step - 20, "step": step + 5, "checkpointStep": step}
+        pod.end(
+            70, {"stage": "train", "reason": "InternalError", "message": "x", "progress": {"stage": "train", **resumed}}
+        )
+    pod = job.new_pod("train", seconds=40)
+    pod.start()
+    stuck = {"resumedFromStep": 40, "step": 45, "checkpointStep": 40}
+    pod.end(70, {"stage": "train", "reason": "InternalError", "message": "x", "progress": {"stage": "train", **stuck}})
+    assert len(job.wait_phase("Failed", SOON)["attempts"]) == 3
 
 
 def test_a_try_that_is_repeated(submit: Submit) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from finetune_api import labels
 from finetune_api.spec import FineTuneJobSpec, Metadata
-from finetune_api.status import FineTuneJobStatus
-from finetune_operator.facts import Observed, Pod, StageJob, StageName, Termination, timestamp
-from finetune_operator.objects import frozen_run
+from finetune_api.status import FineTuneJobStatus, PinnedRun
+from finetune_operator.facts import Observed, Pod, RunFile, StageJob, StageName, Termination, digest, timestamp
+from finetune_operator.objects import frozen_run, run_config_map, run_text
 from finetune_operator.settings import Settings
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
@@ -34,7 +34,7 @@ def spec(**fields: Any) -> FineTuneJobSpec:
 
 
 def stage_job(stage: StageName, **facts: Any) -> StageJob:
-    return StageJob("team", labels.child_name(METADATA.name, UID, stage), f"uid-of-{stage}", stage, **facts)
+    return StageJob("team", labels.stage_job_name(METADATA.name, UID, stage), f"uid-of-{stage}", stage, **facts)
 
 
 def pod(stage: StageName, number: int = 1, **facts: Any) -> Pod:
@@ -54,16 +54,25 @@ def ended(stage: StageName, code: int, number: int = 1, start: float = 0, end: f
     return pod(stage, number, phase="Succeeded" if code == 0 else "Failed", termination=termination, **facts)
 
 
+def pinned(wanted: FineTuneJobSpec) -> PinnedRun:
+    """The run as it is frozen for this spec."""
+    run = frozen_run(METADATA, wanted, SETTINGS)
+    return PinnedRun(digest=digest(run_text(run_config_map(METADATA, run))), image=SETTINGS.trainer_image)
+
+
 def observed(
     *things: Pod | StageJob, status: FineTuneJobStatus | None = None, started: bool = True, **fields: Any
 ) -> Observed:
     """A job with these children; `started` means that its run is frozen and its workspace exists."""
     wanted = fields.pop("spec", None) or spec()
+    status = status or FineTuneJobStatus()
+    if started and status.run is None:
+        status = status.model_copy(update={"run": pinned(wanted)})
     return Observed(
         metadata=METADATA,
         spec=wanted,
-        status=status or FineTuneJobStatus(),
-        run=frozen_run(METADATA, wanted, SETTINGS) if started else None,
+        status=status,
+        run=RunFile(str(pinned(wanted).digest), SETTINGS.trainer_image) if started else None,
         has_workspace=started,
         jobs={thing.stage: thing for thing in things if isinstance(thing, StageJob)},
         pods=tuple(thing for thing in things if isinstance(thing, Pod)),

@@ -10,6 +10,7 @@ import pytest
 
 from finetune_api.reasons import Reason
 from finetune_operator.diagnosis import ending, obstacle, stage_report
+from finetune_operator.facts import Waiting
 from unit.observed import NOW, at, ended, pod, running
 
 
@@ -132,19 +133,19 @@ def test_a_refusal_counts_after_a_moment() -> None:
         ("ErrImageNeverPull", "absent", Reason.IMAGE_PULL_FAILED),
         ("CreateContainerConfigError", 'secret "hub" not found', Reason.SECRET_NOT_FOUND),
         ("CreateContainerConfigError", 'configmap "c" not found', Reason.CONFIG_MAP_NOT_FOUND),
-        ("CreateContainerError", "no such user", Reason.RETRYING),
+        ("CreateContainerError", "no such user", Reason.POD_NOT_STARTING),
     ],
 )
 def test_what_the_container_waits_for(waiting: str, message: str, reason: Reason) -> None:
     """The kubelet's waiting reasons."""
-    found = obstacle(pod("train", is_scheduled=True, waiting=waiting, waiting_message=message), NOW)
+    found = obstacle(pod("train", is_scheduled=True, waits=(Waiting("trainer", waiting, message),)), NOW)
     assert found is not None
     assert found.reason is reason
 
 
 def test_a_cache_that_lags_is_no_obstacle() -> None:
     """A fresh pod's kubelet says once that its caches are not synchronised, and goes on."""
-    fresh = pod("train", is_scheduled=True, waiting="ContainerCreating")
+    fresh = pod("train", is_scheduled=True, waits=(Waiting("trainer", "ContainerCreating"),))
     lagging = replace(fresh, complaints=("failed to sync configmap cache: timed out",))
     assert obstacle(fresh, NOW) is None
     assert obstacle(lagging, NOW) is None

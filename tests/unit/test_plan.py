@@ -16,13 +16,25 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from finetune_api.labels import stage_job_name
 from finetune_api.reasons import Phase, Reason
 from finetune_api.run import Run
-from finetune_api.status import Artifact, Attempt, FineTuneJobStatus
-from finetune_operator.facts import STAGES, NamedJob, Observed, Pod, StageJob, StageName, Termination, timestamp
+from finetune_api.status import Artifact, Attempt, FineTuneJobStatus, Usage
+from finetune_operator.facts import (
+    STAGES,
+    NamedJob,
+    Observed,
+    Pod,
+    RunFile,
+    StageJob,
+    StageName,
+    Termination,
+    digest,
+    timestamp,
+)
 from finetune_operator.plan import Plan, plan
-from finetune_operator.status import is_finished, next_stage
-from unit.observed import METADATA, NOW, SETTINGS, at, ended, observed, pod, running, spec, stage_job
+from finetune_operator.status import brought_back, is_finished, present_stage
+from unit.observed import METADATA, NOW, SETTINGS, UID, at, ended, observed, pod, running, spec, stage_job
 
 ARTIFACT = json.dumps({"stage": "publish", "artifact": {"uri": "pvc://models/support-bot", "digest": "sha256:abc"}})
 
@@ -88,10 +100,25 @@ def test_the_frozen_run_names_artifacts_and_is_never_asked_again() -> None:
     """Once frozen, it does not matter what becomes of the other jobs."""
     other = Artifact(uri="pvc://other/second", digest="sha256:def", kind="adapter")
     seen = with_jobs(NamedJob("first", True, artifact=DONE), NamedJob("second", True, artifact=other))
-    run = Run.model_validate_json(decide(seen).create[0]["data"]["run.json"])
+    first = decide(seen)
+    text = first.create[0]["data"]["run.json"]
+    run = Run.model_validate_json(text)
     assert [adapter.uri for adapter in run.spec.method.options.adapters] == ["pvc://models/first", "pvc://other/second"]
     assert {"pvc://models", "pvc://other"} <= set(run.mounts)
-    assert reason(after(replace(seen, run=run, named_jobs={}))) == Reason.PREPARING
+    assert first.status is not None
+    later = replace(seen, status=first.status, run=RunFile(digest(text)), has_workspace=True, named_jobs={})
+    assert reason(after(later)) == Reason.PREPARING
+
+
+def test_what_a_named_job_has_published_is_pinned_when_it_is_first_seen_complete() -> None:
+    """Its time to live may end while the other one is still waited for; a later one of that name is another."""
+    waiting = after(with_jobs(NamedJob("first", True, artifact=DONE), NamedJob("second")))
+    (pin,) = waiting.dependencies
+    assert (pin.name, pin.uri, pin.digest) == ("first", DONE.uri, DONE.digest)
+    other = Artifact(uri="pvc://other/second", digest="sha256:def", kind="adapter")
+    seen = replace(with_jobs(NamedJob("second", True, artifact=other)), status=waiting)
+    run = Run.model_validate_json(decide(seen).create[0]["data"]["run.json"])
+    assert [adapter.uri for adapter in run.spec.method.options.adapters] == ["pvc://models/first", "pvc://other/second"]
 
 
 @pytest.mark.parametrize(
@@ -123,9 +150,9 @@ def test_what_will_never_be_there_is_not_waited_for(jobs: list[NamedJob], why: R
 def test_a_frozen_run_is_what_later_jobs_are_made_of() -> None:
     """Another operator image or default does not reach a run that has begun."""
     seen = observed(stage_job("prepare", is_complete=True), ended("prepare", 0))
-    assert seen.run is not None
-    seen = replace(seen, run=seen.run.model_copy(update={"trainer_image": "old:1"}))
-    (train,) = decide(seen).create
+    assert seen.status.run is not None
+    pin = seen.status.run.model_copy(update={"image": "old:1"})
+    (train,) = decide(replace(seen, status=seen.status.model_copy(update={"run": pin}))).create
     assert train["spec"]["template"]["spec"]["containers"][0]["image"] == "old:1"
 
 
@@ -153,13 +180,13 @@ def test_a_stage_that_is_complete_is_not_deleted_by_a_suspension() -> None:
     """Its result counts; the next stage waits for the resume."""
     seen = observed(stage_job("prepare", is_complete=True), ended("prepare", 0), spec=spec(suspend=True))
     assert (decide(seen).delete, decide(seen).create) == ((), ())
-    assert next_stage(after(seen)) == "train"
+    assert present_stage(after(seen)) == ("train", 1)
 
 
 def test_the_deadline_adds_up_attempts() -> None:
     """60 s of an earlier attempt and 30 s of this one are 90."""
     earlier = Attempt(number=1, pod="old", started_at=at(-500), finished_at=at(-440))
-    old = FineTuneJobStatus(phase="Training", attempts=[earlier])
+    old = FineTuneJobStatus(phase="Training", attempts=[earlier], usage=Usage(active_seconds=60))
     seen = observed(stage_job("train"), running("train", since=0), status=old, spec=spec(deadlineSeconds=100))
     seen = replace(seen, status=after(replace(seen, jobs={"prepare": stage_job("prepare", is_complete=True)})))
     assert after(seen, 30).phase != Phase.FAILED
@@ -226,44 +253,65 @@ class World(RuleBasedStateMachine):
         self.now = NOW
         self.spec = spec(retry={"limit": 2})
         self.status = FineTuneJobStatus()
-        self.run: Run | None = None
+        self.run: RunFile | None = None
         self.has_workspace = False
-        self.jobs: dict[StageName, StageJob] = {}
+        self.jobs: dict[str, StageJob] = {}
         self.pods: list[Pod] = []
         self.numbers = 0
-        self.ends: set[str] = set()
+        self.ends: list[str] = []
+        self.restarts = 0
 
     def observe(self) -> Observed:
+        """As the operator reads it: by the names that the status tells."""
+        status = brought_back(self.spec, self.status)
+        seen = status or self.status
+        stage, number = present_stage(seen)
+        job = self.jobs.get(stage_job_name(METADATA.name, UID, stage, number))
+        before = self.jobs.get(stage_job_name(METADATA.name, UID, stage, number - 1)) if number > 1 else None
         return Observed(
-            METADATA, self.spec, self.status, "", self.run, self.has_workspace, dict(self.jobs), tuple(self.pods)
+            METADATA,
+            self.spec,
+            seen,
+            stored=self.status if status else None,
+            run=self.run,
+            has_workspace=self.has_workspace,
+            jobs={stage: job} if job else {},
+            replaced=before,
+            pods=tuple(self.pods),
         )
 
     def act(self) -> None:
         """One reconcile: decide, and do what was decided."""
         decided = plan(self.observe(), SETTINGS, self.now)
         for job in decided.delete:
-            assert self.jobs[job.stage].uid == job.uid
-            del self.jobs[job.stage]
-            self.pods = [replace(one, is_deleting=True) if one.owner == job.uid else one for one in self.pods]
-            self.pods = [one for one in self.pods if not (one.is_deleting and (one.is_over or not one.running_since))]
+            assert self.jobs[job.name].uid == job.uid
+            self.remove(job)
         for manifest in decided.create:
             self.create(manifest)
         if decided.status is not None:
             self.status = decided.status
 
+    def remove(self, job: StageJob) -> None:
+        """A deleted Kubernetes Job takes its pods along: at once, or when their containers have ended."""
+        del self.jobs[job.name]
+        self.pods = [replace(one, is_deleting=True) if one.owner == job.uid else one for one in self.pods]
+        self.pods = [one for one in self.pods if not (one.is_deleting and (one.is_over or not one.running_since))]
+
     def create(self, manifest: dict[str, Any]) -> None:
+        name = manifest["metadata"]["name"]
         if manifest["kind"] == "ConfigMap":
             assert self.run is None
-            self.run = Run.model_validate_json(manifest["data"]["run.json"])
+            self.run = RunFile(digest(manifest["data"]["run.json"]))
         elif manifest["kind"] == "PersistentVolumeClaim":
             assert not self.has_workspace
             self.has_workspace = True
         else:
             stage = manifest["metadata"]["labels"]["finetune.dev/stage"]
-            assert stage not in self.jobs, "a second Job of one stage"
+            assert all(one.stage != stage or one.is_finished for one in self.jobs.values()), "two Jobs of one stage"
             assert all(one.is_over for one in self.pods), "a Job beside a living pod"
             self.numbers += 1
-            self.jobs[stage] = replace(stage_job(stage), uid=f"job-{self.numbers}")
+            made = replace(stage_job(stage), name=name, uid=f"job-{self.numbers}", started_at=timestamp(self.now))
+            self.jobs[name] = made
 
     def change(self, old: Pod, new: Pod) -> None:
         self.pods = [new if one is old else one for one in self.pods]
@@ -290,11 +338,11 @@ class World(RuleBasedStateMachine):
     @rule()
     def make_pod(self) -> None:
         """The Job controller makes the pod that an unfinished Job lacks."""
-        for stage, job in self.jobs.items():
+        for job in self.jobs.values():
             alive = [one for one in self.pods if one.owner == job.uid and not one.is_over]
             if not job.is_finished and not alive:
                 self.numbers += 1
-                made = pod(stage, self.numbers, is_scheduled=True)
+                made = pod(job.stage, self.numbers, is_scheduled=True)
                 self.pods.append(replace(made, owner=job.uid, created_at=timestamp(self.now)))
 
     @rule()
@@ -302,6 +350,15 @@ class World(RuleBasedStateMachine):
         one = self.living()
         if one is not None and not one.running_since and not one.is_deleting:
             self.change(one, replace(one, phase="Running", running_since=timestamp(self.now)))
+
+    @rule()
+    def evict_pod(self) -> None:
+        """Somebody wants the node: the pod is told to stop."""
+        one = self.living()
+        if one is not None:
+            self.change(one, replace(one, disruption="drained", is_deleting=True))
+            if not one.running_since:
+                self.pods = [left for left in self.pods if left.name != one.name]
 
     @rule(code=st.sampled_from([0, 0, 0, 1, 65, 75, 137]))
     def end_pod(self, code: int) -> None:
@@ -319,14 +376,14 @@ class World(RuleBasedStateMachine):
     @rule()
     def judge_jobs(self) -> None:
         """The Job controller sees how pods ended."""
-        for stage, job in self.jobs.items():
+        for name, job in self.jobs.items():
             codes = [one.termination.exit_code for one in self.pods if one.owner == job.uid and one.termination]
             if 0 in codes:
-                self.jobs[stage] = replace(job, is_complete=True)
+                self.jobs[name] = replace(job, is_complete=True)
             elif 65 in codes:
-                self.jobs[stage] = replace(job, failure="PodFailurePolicy")
-            elif len(codes) > 2:
-                self.jobs[stage] = replace(job, failure="BackoffLimitExceeded")
+                self.jobs[name] = replace(job, failure="PodFailurePolicy")
+            elif len([code for code in codes if code != 75]) > 2:
+                self.jobs[name] = replace(job, failure="BackoffLimitExceeded")
 
     @rule(suspend=st.sampled_from([False, False, True]))
     def set_suspend(self, suspend: bool) -> None:
@@ -336,16 +393,28 @@ class World(RuleBasedStateMachine):
     def set_deadline(self, deadline: int | None) -> None:
         self.spec = self.spec.model_copy(update={"deadline_seconds": deadline})
 
+    @rule(limit=st.sampled_from([0, 2]), zone=st.sampled_from(["a", "b"]))
+    def edit(self, limit: int, zone: str) -> None:
+        self.spec = spec(retry={"limit": limit}, scheduling={"nodeSelector": {"zone": zone}}).model_copy(
+            update={name: getattr(self.spec, name) for name in ("suspend", "deadline_seconds", "restarts")}
+        )
+
+    @precondition(lambda self: self.status.phase == Phase.FAILED)
+    @rule()
+    def restart(self) -> None:
+        """Somebody has mended what was wrong, and wants another try."""
+        self.restarts += 1
+        self.ends.clear()
+        self.spec = self.spec.model_copy(update={"restarts": self.spec.restarts + 1})
+
     @rule(seconds=st.integers(1, 20))
     def pass_time(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
 
     @rule(stage=st.sampled_from(STAGES))
     def delete_a_child_by_hand(self, stage: StageName) -> None:
-        job = self.jobs.pop(stage, None)
-        if job is not None:
-            self.pods = [one for one in self.pods if one.owner != job.uid or one.running_since]
-            self.pods = [replace(one, is_deleting=True) if one.owner == job.uid else one for one in self.pods]
+        for job in [one for one in self.jobs.values() if one.stage == stage]:
+            self.remove(job)
 
     @precondition(lambda self: self.status.phase is not None)
     @invariant()
@@ -354,7 +423,7 @@ class World(RuleBasedStateMachine):
         before = self.observe()
         again = World.__new__(World)
         again.__dict__ = {**self.__dict__, "jobs": dict(self.jobs), "pods": list(self.pods)}
-        for _ in range(3):
+        for _ in range(4):
             again.act()
         decided = plan(again.observe(), SETTINGS, self.now)
         assert (decided.create, decided.delete, decided.events) == ((), (), ())
@@ -363,12 +432,14 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def an_end_is_an_end(self) -> None:
-        """A finished job never becomes another one, and succeeded only with a digest."""
+        """A finished job becomes another one only when a limit is raised, and succeeded only with a digest."""
         if is_finished(self.status):
-            self.ends.add(str(self.status.phase))
             assert self.status.finished_at is not None
+            if brought_back(self.spec, self.status) is None and str(self.status.phase) not in self.ends:
+                self.ends.append(str(self.status.phase))
+        elif self.spec.deadline_seconds != 30:  # a deadline that is raised brings a job back
+            self.ends.clear() if self.restarts or self.ends == ["Failed"] else None
         assert len(self.ends) < 2
-        assert self.ends <= {str(self.status.phase)}
         if self.status.phase == Phase.SUCCEEDED:
             assert self.status.artifact is not None
             assert self.status.artifact.digest

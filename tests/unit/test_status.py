@@ -10,19 +10,33 @@ import pytest
 
 from finetune_api.events import ProgressReport
 from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
-from finetune_api.status import Attempt, Data, EvaluationResult, FineTuneJobStatus, Plan, Progress
+from finetune_api.status import (
+    Attempt,
+    Data,
+    EvaluationResult,
+    FineTuneJobStatus,
+    Plan,
+    Progress,
+    Recovery,
+    Usage,
+)
 from finetune_operator.facts import Observed
-from finetune_operator.plan import judge
-from finetune_operator.status import condition, milestones, settled_progress, summarise, with_next_step
-from unit.observed import NOW, at, ended, observed, running, stage_job
+from finetune_operator.plan import Plan as Decided
+from finetune_operator.plan import plan
+from finetune_operator.status import condition, with_next_step
+from unit.observed import NOW, SETTINGS, at, ended, observed, running, spec, stage_job
 
 PREPARED = stage_job("prepare", is_complete=True)
 
 
+def decide(seen: Observed, seconds: float = 0) -> Decided:
+    return plan(seen, SETTINGS, NOW + timedelta(seconds=seconds))
+
+
 def summary(seen: Observed, seconds: float = 0) -> FineTuneJobStatus:
-    now = NOW + timedelta(seconds=seconds)
-    reached = milestones(seen)
-    return summarise(seen, reached, judge(seen, reached, now), now)
+    status = decide(seen, seconds).status
+    assert status is not None
+    return status
 
 
 def test_a_transition_time_moves_only_with_the_status() -> None:
@@ -51,11 +65,62 @@ def test_an_ended_attempt_is_history() -> None:
 
 
 def test_a_pod_that_vanished_while_it_ran_has_ended() -> None:
-    """Nobody saw how: it counts as preempted, at the last step that it showed."""
-    lost = Attempt(number=1, pod="gone", started_at=at(-100))
-    old = FineTuneJobStatus(phase="Training", attempts=[lost], progress=Progress(stage="train", step=33))
-    (attempt,) = summary(observed(PREPARED, stage_job("train"), status=old)).attempts
-    assert (attempt.reason, attempt.finished_at, attempt.to_step) == (Reason.PREEMPTED, at(0), 33)
+    """Nobody saw how: it counts as preempted, at the last step that it showed, and no second later than that."""
+    lost = Attempt(number=1, pod="gone", started_at=at(-7200))
+    progress = Progress(stage="train", step=33, updated_at=at(-7000))
+    old = FineTuneJobStatus(phase="Training", attempts=[lost], progress=progress)
+    status = summary(observed(PREPARED, stage_job("train"), status=old, spec=spec(deadlineSeconds=3600)))
+    (attempt,) = status.attempts
+    assert (attempt.reason, attempt.finished_at, attempt.to_step) == (Reason.PREEMPTED, at(-7000), 33)
+    assert status.usage is not None
+    assert status.usage.gpu_seconds == 200
+    assert status.phase == Phase.TRAINING
+
+
+def test_what_was_seen_of_a_deleted_pod_counts() -> None:
+    """Deleted by force just after its end, it is in no list any more; the watch told its last words."""
+    word = json.dumps({"stage": "train", "progress": {"stage": "train", "step": 50, "checkpointStep": 50}})
+    gone = ended("train", 75, start=0, end=30, message=word, gone_at=at(31))
+    attempt = summary(observed(PREPARED, stage_job("train"), gone), 900).attempts[0]
+    assert (attempt.finished_at, attempt.to_step, attempt.checkpoint_step) == (at(30), 50, 50)
+
+
+def test_an_attempt_ends_before_the_next_one_starts() -> None:
+    """The page that is shown may be the next attempt's already."""
+    lost = Attempt(number=1, pod="gone", started_at=at(-500))
+    progress = Progress(stage="train", step=33, updated_at=at(-10))
+    old = FineTuneJobStatus(phase="Training", attempts=[lost], progress=progress)
+    attempts = summary(observed(PREPARED, stage_job("train"), running("train", since=-300), status=old)).attempts
+    assert [attempt.finished_at for attempt in attempts] == [at(-300), None]
+
+
+def test_more_attempts_than_are_listed_change_no_total() -> None:
+    """The list forgets; the numbers, the seconds and the restarts go on, and an old pod is not counted again."""
+    listed = [
+        Attempt(number=n, pod=f"pod-{n}", started_at=at(10 * n), finished_at=at(10 * n + 5), reason="Preempted")
+        for n in range(41, 141)
+    ]
+    usage = Usage(active_seconds=700, stage_seconds=700, gpu_seconds=700)
+    old = FineTuneJobStatus(
+        phase="Training", attempts=listed, usage=usage, recovery=Recovery(restarts=139, steps_lost=9)
+    )
+    forgotten = ended("train", 75, 3, start=30, end=35, disruption="drained")
+    fresh = ended("train", 75, 141, start=1410, end=1415, disruption="drained")
+    status = summary(observed(PREPARED, stage_job("train"), forgotten, fresh, status=old), 1420)
+    assert [attempt.number for attempt in status.attempts] == list(range(42, 142))
+    assert status.usage is not None
+    assert status.usage.gpu_seconds == 705
+    assert status.recovery == Recovery(restarts=140, steps_lost=9)
+
+
+def test_a_second_look_at_an_end_adds_nothing() -> None:
+    """What an attempt cost is added up when it ends, and once."""
+    killed = ended("train", 137)
+    seen = observed(PREPARED, stage_job("train"), killed)
+    once = summary(seen)
+    assert summary(replace(seen, status=once), 60).usage == once.usage
+    assert once.stage is not None
+    assert (once.stage.name, once.stage.tries) == ("train", 1)
 
 
 def test_the_last_page_stands_in_for_a_lost_report() -> None:
@@ -101,7 +166,7 @@ def test_the_time_of_arrival_goes_when_nothing_runs() -> None:
     """A suspended or queued job arrives at no time that anybody knows."""
     old = FineTuneJobStatus(phase="Training", progress=Progress(stage="train", step=5, eta_seconds=100))
     seen = observed(PREPARED, stage_job("train", is_suspended=True), status=old)
-    progress = settled_progress(seen, judge(seen, milestones(seen), NOW), NOW)
+    progress = decide(seen).progress
     assert progress is not None
     assert (progress.step, progress.eta_seconds) == (5, None)
 
@@ -111,7 +176,7 @@ def test_the_trainers_last_word_ends_the_progress() -> None:
     word = json.dumps({"stage": "train", "progress": {"stage": "train", "step": 100, "totalSteps": 100}})
     old = FineTuneJobStatus(phase="Training", progress=Progress(stage="train", step=97, total_steps=100, percent=97))
     seen = observed(PREPARED, stage_job("train", is_complete=True), ended("train", 0, message=word), status=old)
-    progress = settled_progress(seen, judge(seen, milestones(seen), NOW), NOW)
+    progress = decide(seen).progress
     assert progress is not None
     assert progress.percent == 100
 
@@ -123,7 +188,7 @@ def test_a_run_without_steps_is_done_at_its_end() -> None:
     jobs = [stage_job(stage, is_complete=True) for stage in ("prepare", "train", "publish")]
     for ends, percent in [((), None), ((ended("publish", 0, message=word),), 100)]:
         seen = observed(*jobs, *ends, status=old)
-        progress = settled_progress(seen, judge(seen, milestones(seen), NOW), NOW)
+        progress = decide(seen).progress
         assert progress is not None
         assert progress.percent == percent
 
