@@ -13,6 +13,7 @@ STAGE_LABEL = f"{GROUP}/stage"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGED_BY = "finetune-operator"
 KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+KUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 
 CONTAINER = "trainer"
 PROGRESS_PORT = 8080

@@ -14,7 +14,7 @@ from finetune_api.exits import PERMANENT
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec, Metadata
 from finetune_operator.facts import StageName, timestamp
-from finetune_operator.pods import RUN_PART, WORKSPACE_PART, mounts, pod_template
+from finetune_operator.pods import RUN_PART, WORKSPACE_PART, kueue_labels, mounts, pod_template
 from finetune_operator.settings import Settings
 
 Object = dict[str, Any]
@@ -50,7 +50,7 @@ def run_config_map(run: Run) -> Object:
 def workspace_claim(run: Run) -> Object:
     """The volume that the stages share."""
     workspace = run.spec.resources.workspace
-    spec: Object = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": workspace.size}}}
+    spec: Object = {"accessModes": list(workspace.access_modes), "resources": {"requests": {"storage": workspace.size}}}
     if workspace.storage_class_name:
         spec["storageClassName"] = workspace.storage_class_name
     return {
@@ -61,11 +61,14 @@ def workspace_claim(run: Run) -> Object:
     }
 
 
-def stage_job(run: Run, stage: StageName, settings: Settings) -> Object:
-    """The Kubernetes Job of one stage. It rides out disruption and retries alone, with the operator down too."""
+def stage_job(owner: Metadata, live: FineTuneJobSpec, run: Run, stage: StageName, settings: Settings) -> Object:
+    """The Kubernetes Job of one stage. It rides out disruption and retries alone, with the operator down too.
+
+    `owner` and `live` are the FineTuneJob's metadata and spec as they are now.
+    """
     metadata = _metadata(run, stage)
     metadata["labels"][labels.STAGE_LABEL] = stage
-    owner = Metadata(name=run.name, namespace=run.namespace, uid=run.uid)
+    now = run.spec.model_copy(update={"scheduling": live.scheduling, "pod_template": live.pod_template})
     spec: Object = {
         "backoffLimit": run.spec.retry.limit,
         "completions": 1,
@@ -73,12 +76,12 @@ def stage_job(run: Run, stage: StageName, settings: Settings) -> Object:
         # Never two pods on one workspace: the next one waits until the last has ended.
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {"rules": [_permanent_failures(), _disruptions()]},
-        "template": pod_template(owner, run.spec, stage, run.trainer_image, settings),
+        "template": pod_template(owner, now, stage, run.trainer_image, settings),
     }
-    queue = run.spec.scheduling.queue
-    if queue and stage == "train":
+    if stage == "train":
+        metadata["labels"] |= kueue_labels(owner, now)
+    if labels.KUEUE_QUEUE_LABEL in metadata["labels"]:
         # Kueue starts it; from then on `suspend` is Kueue's.
-        metadata["labels"][labels.KUEUE_QUEUE_LABEL] = queue
         spec["suspend"] = True
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
 

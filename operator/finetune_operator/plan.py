@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from finetune_api import labels
 from finetune_api import status as api
 from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_operator import objects
 from finetune_operator.diagnosis import Ending, ending, obstacle, seconds_of_grace, unmade
 from finetune_operator.facts import Observed, Pod, StageJob, StageName, moment, seconds_between, timestamp
+from finetune_operator.pods import kueue_labels
 from finetune_operator.settings import Settings
 from finetune_operator.status import (
     PHASES,
@@ -230,7 +232,7 @@ def _starting(observed: Observed, reached: Milestones, now: datetime) -> Verdict
         left = [pod.name for pod in observed.pods if not pod.is_over]
         return _going_on(reached.stage, f"waiting for {left[0]} to end" if left else "")
     if job.is_suspended:
-        queue = observed.spec.scheduling.queue if observed.spec else None
+        queue = observed.spec and kueue_labels(observed.metadata, observed.spec).get(labels.KUEUE_QUEUE_LABEL)
         return Verdict(
             Phase.QUEUED,
             Reason.QUEUED,
@@ -348,7 +350,7 @@ def _creations(observed: Observed, reached: Milestones, verdict: Verdict, settin
     children = [] if observed.run else [objects.run_config_map(run)]
     if not observed.has_workspace:
         children.append(objects.workspace_claim(run))
-    return (*children, objects.stage_job(run, reached.stage, settings))
+    return (*children, objects.stage_job(observed.metadata, observed.spec, run, reached.stage, settings))
 
 
 def _artifacts(observed: Observed) -> dict[str, str]:
