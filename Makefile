@@ -18,9 +18,10 @@ requirements: setup ## resolve requirements/*.in anew into requirements/*.txt (U
 	@UV="$$(ls -d $${XDG_CACHE_HOME:-$$HOME/.cache}/finetune-operator/uv/$$(sha256sum requirements/bootstrap.txt | cut -c1-12)/bin/uv)" \
 		requirements/compile.sh $(if $(UPGRADE),--upgrade)
 
-generate: setup ## write the CRD, the chart's copy of it, docs/api.md and the README's table of methods
+generate: setup ## write the CRD, the chart's copy of it and its values' types, docs/api.md and the README's table of methods
 	python -m finetune_api.crd > crds/finetunejobs.yaml
 	cp crds/finetunejobs.yaml $(CRD)
+	python -m finetune_api.values charts/finetune-operator/values.schema.json
 	python -m finetune_api.reference > docs/api.md
 	python benchmarks/methods_table.py
 
@@ -31,6 +32,7 @@ check: setup ## form: lint, types, layers, generated files, chart
 	lint-imports --no-cache
 	cmp crds/finetunejobs.yaml <(python -m finetune_api.crd)
 	cmp crds/finetunejobs.yaml $(CRD)
+	python -m finetune_api.values charts/finetune-operator/values.schema.json --check
 	cmp docs/api.md <(python -m finetune_api.reference)
 	python benchmarks/methods_table.py --check
 	$$(python tests/cluster binaries helm) lint --strict --quiet charts/finetune-operator

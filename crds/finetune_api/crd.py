@@ -36,11 +36,11 @@ PRINTER_COLUMNS = [
 ]
 KEPT = (
     "type", "description", "enum", "pattern", "minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems",
-    "maxProperties", "format", "anyOf",
+    "maxProperties", "format", "anyOf", "nullable",
 )  # fmt: skip
 """Keywords that mean the same in both dialects; `x-kubernetes-*` pass too."""
 DROPPED = ("title", "default", "additionalProperties", "propertyNames", "properties", "required", "items", "$defs",
-           "exclusiveMinimum", "exclusiveMaximum", "const", "x-message")  # fmt: skip
+           "exclusiveMinimum", "exclusiveMaximum", "const", "x-message", "patternProperties")  # fmt: skip
 """Keywords that are translated, or that the API server expresses otherwise."""
 
 
@@ -108,7 +108,8 @@ def _field(field: FieldInfo, wire: dict[str, Any], definitions: dict[str, Any], 
     model = model_of(field.annotation)
     schema = _value(wire, definitions) if model is None else _object(model, cluster)
     if model is not None and _is_list(field.annotation):
-        schema = {**_value({**_not_null(wire), "items": {"type": "object"}}, definitions), "items": schema}
+        items = _without_defaults(schema)
+        schema = {**_value({**_not_null(wire), "items": {"type": "object"}}, definitions), "items": items}
     if field.description:
         schema["description"] = _joined(_sentence(field.description), _sentence(schema.get("description")))
     default = _default(field)
@@ -137,6 +138,9 @@ def _value(wire: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
         schema["x-kubernetes-validations"] = [_validation(rule)]
     if "items" in wire:
         schema["items"] = _value(wire["items"], definitions)
+    for pattern, below in wire.get("patternProperties", {}).items():
+        rule = Rule(f"self.all(key, key.matches('{pattern}'))", f"each key should match '{pattern}'")
+        schema |= {"additionalProperties": _value(below, definitions), "x-kubernetes-validations": [_validation(rule)]}
     if isinstance(wire.get("additionalProperties"), dict):
         schema["additionalProperties"] = _value(wire["additionalProperties"], definitions)
     return schema
@@ -168,7 +172,8 @@ def _default(field: FieldInfo) -> Any:
 
 
 def _without_defaults(schema: Any) -> Any:
-    """A status says what was observed, so nothing is filled in."""
+    """A status says what was observed, so nothing is filled in. Nor in items of a list: `kubectl apply` replaces a list
+    as a whole, so what the server fills in there differs from the file each time (kubernetes/kubernetes#66450)."""
     if isinstance(schema, list):
         return [_without_defaults(part) for part in schema]
     if not isinstance(schema, dict):

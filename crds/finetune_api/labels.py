@@ -15,6 +15,7 @@ MANAGED_BY = "finetune-operator"
 INPUTS_ANNOTATION = f"{GROUP}/inputs"
 """On a Kubernetes Job: what of the job's spec its pods were made from, and may change."""
 KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+KUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 
 CONTAINER = "trainer"
 PROGRESS_PORT = 8080

@@ -59,7 +59,7 @@ class AdapterSource(Model):
         not_a_local_file("uri"),
         stays_inside("uri"),
         REVISION_OF_THE_HUB,
-        Rule("self.weight != 0.0", "weight: 0 adds nothing: leave the adapter out"),
+        Rule("!has(self.weight) || self.weight != 0.0", "weight: 0 adds nothing: leave the adapter out"),
     )
 
     uri: Annotated[
@@ -71,7 +71,7 @@ class AdapterSource(Model):
     revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     """Branch, tag or commit of an `hf://` adapter. Default: the main branch."""
     weight: Annotated[float, Field(ge=-16, le=16)] = 1
-    """Its share. Shares need not add up to 1; a negative one takes the adapter's update away."""
+    """Its share. Default: 1. Shares need not add up to 1; a negative one takes the adapter's update away."""
     auth: Auth | None = None
     """Needed for gated or private adapters."""
 
@@ -421,7 +421,9 @@ class Method(Model):
 
 def _found(adapter: AdapterSource, artifacts: Mapping[str, str]) -> AdapterSource:
     place = uris.parse(adapter.uri)
-    return adapter.model_copy(update={"uri": artifacts.get(place.name, adapter.uri)}) if place.scheme == "job" else adapter
+    return (
+        adapter.model_copy(update={"uri": artifacts.get(place.name, adapter.uri)}) if place.scheme == "job" else adapter
+    )
 
 
 def methods_that(trait: str) -> list[str]:

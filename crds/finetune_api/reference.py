@@ -21,27 +21,39 @@ def reference() -> str:
     """The whole page, in Markdown."""
     schema = job_schema()
     sections = [HEAD]
+    told: dict[str, str] = {}
     for name in ("spec", "status"):
-        sections += _sections(name, schema["properties"][name])
+        sections += _sections(name, schema["properties"][name], told)
     return "\n".join(sections)
 
 
-def _sections(path: str, schema: dict[str, Any]) -> Iterator[str]:
-    """One table for the object at `path`, then one for each object below it."""
-    yield _table(path, schema)
+def _sections(path: str, schema: dict[str, Any], told: dict[str, str]) -> Iterator[str]:
+    """One table for the object at `path`, then one for each object below it. `told`: where a table stands already, by
+    the fields that it has."""
+    told[json.dumps(schema["properties"])] = path
+    inner = {}
     for name, field in schema["properties"].items():
         item = field.get("items", field)
         if item.get("properties"):
-            yield from _sections(f"{path}.{name}" + ("[]" if "items" in field else ""), item)
+            inner[name] = f"{path}.{name}" + ("[]" if "items" in field else ""), item
+    known = {
+        name: told[fields] for name, (_, item) in inner.items() if (fields := json.dumps(item["properties"])) in told
+    }
+    yield _table(path, schema, known)
+    for name, (below, item) in inner.items():
+        if name not in known:
+            yield from _sections(below, item, told)
 
 
-def _table(path: str, schema: dict[str, Any]) -> str:
+def _table(path: str, schema: dict[str, Any], known: dict[str, str]) -> str:
+    """`known`: the fields whose own fields another table tells, with the place of that."""
     lines = [f"## {path}", "", schema.get("description", ""), ""]
     lines += [f"- {rule['message']}" for rule in schema.get("x-kubernetes-validations", ())]
     lines += ["", "| field | type | default | meaning |", "|---|---|---|---|"]
     for name, field in schema["properties"].items():
         shown = f"**{name}**" if name in schema.get("required", ()) else name
-        cells = (shown, _type(field), _shown(field.get("default")), field.get("description", ""))
+        meaning = field.get("description", "") + (f" Fields: see {known[name]}." if name in known else "")
+        cells = (shown, _type(field), _shown(field.get("default")), meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, ""])
 

@@ -4,11 +4,12 @@ beside the fields.
 It decides how a Python model is spelled in YAML. It knows no type of the contract.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
-from pydantic.alias_generators import to_camel
+from pydantic.alias_generators import to_camel, to_snake
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Rule:
     message: str
     cluster_only: bool = False
     """True: the rule holds at `kubectl apply` but not for `finetune run` on one machine."""
+    holds: Callable[[Any], bool] | None = None
+    """The same in Python, for objects that no API server checks."""
 
 
 class Model(BaseModel):
@@ -39,9 +42,26 @@ class Model(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, **options)
 
 
+def broken_rules(value: Model, path: str = "") -> Iterator[str]:
+    """What `value`, or an object below it, breaks of the rules that Python can check, each with its place."""
+    for rule in value.rules:
+        if rule.holds is not None and not rule.holds(value):
+            yield f"{path or value.__class__.__name__}: {rule.message}"
+    for name, field in type(value).model_fields.items():
+        below, inner = f"{path}.{field.alias or name}".removeprefix("."), getattr(value, name)
+        for number, item in enumerate(inner if isinstance(inner, list) else [inner]):
+            if isinstance(item, Model):
+                yield from broken_rules(item, f"{below}[{number}]" if isinstance(inner, list) else below)
+
+
 def exactly_one_of(*fields: str) -> Rule:
     """Exactly one of the optional members of a union is set."""
-    return Rule(f"{_count(fields)} == 1", f"set exactly one of: {', '.join(fields)}")
+    names = [to_snake(field) for field in fields]
+    return Rule(
+        f"{_count(fields)} == 1",
+        f"set exactly one of: {', '.join(fields)}",
+        holds=lambda value: sum(getattr(value, name) is not None for name in names) == 1,
+    )
 
 
 def at_most_one_of(*fields: str) -> Rule:
@@ -89,3 +109,7 @@ def model_of(annotation: Any) -> type[Model] | None:
         return annotation
     found = [model for part in get_args(annotation) if (model := model_of(part)) is not None]
     return found[0] if found else None
+
+
+KeyName = Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
+"""Of a Secret or a ConfigMap."""

@@ -3,7 +3,7 @@
 It decides what may stand in any `uri` field. Which schemes fit which place is said beside the patterns in uris.py.
 """
 
-from finetune_api.schema import DnsName, Model, Rule
+from finetune_api.schema import DnsName, KeyName, Model, Rule
 
 _LOCAL_FILE = "file:// works only with `finetune run` on one machine; in a cluster use pvc://claim/path"
 
@@ -24,5 +24,6 @@ class Auth(Model):
     """Credentials for one source."""
 
     secret_name: DnsName
-    """Name of a Secret in the job's namespace whose key `token` is sent as the bearer token (Hugging Face Hub,
-    https)."""
+    """Name of a Secret in the job's namespace that holds the bearer token (Hugging Face Hub, https)."""
+    key: KeyName | None = None
+    """The key of that Secret. Default: `token`."""

@@ -10,7 +10,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from finetune_api import labels, uris
+from finetune_api.frozen import frozen
 from finetune_api.methods import Lora, Method, methods_that
+from finetune_api.pods import NodeLabels, PodTemplate, Toleration
 from finetune_api.schema import DnsLabel, DnsName, Model, Quantity, Rule, at_most_one_of, exactly_one_of, or_auto
 from finetune_api.sources import REVISION_OF_THE_HUB, Auth, not_a_local_file, stays_inside
 from finetune_api.uris import DATASET_FORMS, DATASET_PATTERN, MODEL_FORMS, MODEL_PATTERN, OUTPUT_FORMS, OUTPUT_PATTERN
@@ -68,7 +70,8 @@ class Source(Model):
     uri: Annotated[str, Field(pattern=DATASET_PATTERN, max_length=1024, json_schema_extra={"x-message": DATASET_FORMS})]
     """Where it lives: `pvc://claim/path`, `configmap://name/key`, `https://…`, `hf://org/name[/path]`."""
     format: Literal["auto", "jsonl", "json", "csv", "parquet", "text"] = "auto"
-    """File format; `auto` goes by the file's suffix. `text` makes each non-empty line a plain-text record."""
+    """File format. Default: `auto`, which goes by the file's suffix. `text` makes each non-empty line a plain-text
+    record."""
     revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     """Branch, tag or commit of an `hf://` dataset. Default: the main branch."""
     columns: Columns = Columns()
@@ -244,13 +247,36 @@ class Output(Model):
     """Also publish the whole model with the adapter merged in, under `merged/`."""
 
 
+class Reclaim(Model):
+    """What becomes of the workspace volume when the job has ended. It may be edited until then."""
+
+    on_success: Literal["Delete", "Retain"] = "Delete"
+    """`Delete`: once the result is published and read back, the volume is deleted. `Retain`: it stays as long as the
+    job."""
+    on_failure: Literal["Delete", "Retain"] = "Retain"
+    """`Retain`: the volume, with its checkpoints, outlives the job too, and is deleted by hand. `Delete`: it is deleted
+    when the job has failed."""
+
+
 class Workspace(Model):
     """The volume that the stages share: prepared data, checkpoints, the result before it is published."""
+
+    rules: ClassVar = (
+        Rule(
+            "!has(self.accessModes) || !('ReadWriteOncePod' in self.accessModes) || self.accessModes.size() == 1",
+            "accessModes: ReadWriteOncePod stands alone",
+        ),
+    )
 
     size: Quantity = "20Gi"
     """Requested size."""
     storage_class_name: DnsName | None = None
     """Default: the cluster's default class."""
+    access_modes: Annotated[
+        list[Literal["ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany"]], Field(min_length=1, max_length=2)
+    ] = ["ReadWriteOnce"]
+    """What the claim asks of its class. With ReadWriteMany the stages may run on nodes, and in zones, apart."""
+    reclaim: Reclaim = Reclaim()
 
 
 class Resources(Model):
@@ -270,24 +296,6 @@ class Resources(Model):
     workspace: Workspace = Workspace()
 
 
-LabelValue = Annotated[str, Field(max_length=63)]
-
-
-class Toleration(Model):
-    """As in a pod."""
-
-    key: Annotated[str, Field(max_length=316)] | None = None
-    """Taint key; absent with operator Exists tolerates every taint."""
-    operator: Literal["Exists", "Equal"] = "Equal"
-    """How value is compared."""
-    value: LabelValue | None = None
-    """Taint value."""
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """Absent tolerates every effect."""
-    toleration_seconds: Annotated[int, Field(ge=0)] | None = None
-    """How long a NoExecute taint is tolerated."""
-
-
 class Scheduling(Model):
     """Where the pods may run. All stages share it, because they share a volume."""
 
@@ -295,10 +303,10 @@ class Scheduling(Model):
     """Kueue LocalQueue: the train Job is created suspended with this queue's label, and Kueue admits it."""
     priority_class_name: DnsName | None = None
     """As in a pod."""
-    node_selector: Annotated[dict[Annotated[str, Field(max_length=316)], LabelValue], Field(max_length=16)] = {}
-    """As in a pod."""
+    node_selector: NodeLabels = {}
+    """As in a pod, of all stages; what podTemplate says of the same label outweighs it."""
     tolerations: Annotated[list[Toleration], Field(max_length=16)] = []
-    """As in a pod."""
+    """As in a pod, of all stages, besides those of podTemplate."""
 
 
 class Retry(Model):
@@ -310,10 +318,22 @@ class Retry(Model):
     when it is raised."""
 
 
-FROZEN = ("model", "dataset", "objective", "method", "training", "checkpoint", "evaluation", "output", "resources")
+FROZEN: dict[str, type[Model]] = {
+    "model": ModelSource,
+    "dataset": Dataset,
+    "objective": Objective,
+    "method": Method,
+    "training": Training,
+    "checkpoint": Checkpoint,
+    "evaluation": Evaluation,
+    "output": Output,
+    "resources": Resources,
+}
 """Stanzas that define the run. The others may change while it runs."""
-EDITABLE = ("scheduling", "retry", "restarts", "suspend", "deadlineSeconds", "ttlSecondsAfterFinished")
-"""The others, as they are written: an edit is acted upon at once, or at the next attempt at the latest."""
+EDITABLE = ("resources.cpu", "resources.memory", "resources.workspace.reclaim")
+"""What may change in them all the same."""
+STEERING = ("scheduling", "podTemplate", "retry", "restarts", "suspend", "deadlineSeconds", "ttlSecondsAfterFinished")
+"""The other fields: an edit is acted upon at once, or at the next attempt at the latest."""
 
 
 def _holds_for_method(trait: str) -> str:
@@ -321,16 +341,11 @@ def _holds_for_method(trait: str) -> str:
     return "(" + " || ".join(f"has(self.method.{name})" for name in methods_that(trait)) + ")"
 
 
-def _is_frozen(field: str) -> Rule:
-    message = f"{field} defines the run and cannot be changed: apply a job under a new name"
-    return Rule(f"self.{field} == oldSelf.{field}", message)
-
-
 class FineTuneJobSpec(Model):
     """What to fine-tune, on what, how, and where the result goes."""
 
     rules: ClassVar = (
-        *(_is_frozen(field) for field in FROZEN),
+        *(frozen(name, model, EDITABLE) for name, model in FROZEN.items()),
         Rule(
             "!has(self.objective.classification) || self.dataset.packing != 'always'",
             "packing puts several records in one row; a classifier needs one record a row: leave dataset.packing out",
@@ -371,6 +386,7 @@ class FineTuneJobSpec(Model):
     output: Output
     resources: Resources = Resources()
     scheduling: Scheduling = Scheduling()
+    pod_template: PodTemplate | None = None
     retry: Retry = Retry()
     suspend: bool = False
     """True: the run is checkpointed and its pods end; false: it goes on where it stopped."""

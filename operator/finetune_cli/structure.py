@@ -93,7 +93,7 @@ def violations(value: Any, schema: Schema, route: Route = ()) -> Iterator[Violat
         yield from _items(value, schema, route)
     elif isinstance(value, dict):
         yield from _properties(value, schema, route)
-    if "enum" in schema and value not in schema["enum"]:
+    if "enum" in schema and value not in schema["enum"] and not (value is None and schema.get("nullable")):
         allowed = ", ".join(_quoted(option) for option in schema["enum"])
         yield Violation(route, f"Unsupported value: {_shown(value)}: supported values: {allowed}", blocking=True)
 
@@ -103,6 +103,8 @@ def _type(value: Any, schema: Schema, route: Route) -> Iterator[Violation]:
     if schema.get("x-kubernetes-int-or-string"):
         allowed = ["integer", "string"]
     found = _TYPES[type(value)]
+    if value is None and schema.get("nullable"):
+        return
     if allowed and found not in allowed and not (found == "integer" and "number" in allowed):
         complaint = f'{dotted(route)} in body must be of type {",".join(allowed)}: "{found}"'
         yield Violation(route, f'Invalid value: "{found}": {complaint}', blocking=True)

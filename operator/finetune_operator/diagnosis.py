@@ -203,8 +203,8 @@ def _refused(pod: Pod, now: datetime) -> Obstacle | None:
     if "volume node affinity conflict" in pod.refusal or "no available volume zone" in pod.refusal:
         return Obstacle(
             Reason.VOLUME_ZONE_CONFLICT,
-            f"{pod.refusal} A volume of the pod is bound to a zone where no node fits: most likely the workspace volume "
-            f"{pod.workspace}, which was bound where the first stage ran, else a claim that a URI names",
+            f"{pod.refusal} A volume of the pod is bound to a zone where no node fits it: most likely the workspace "
+            f"volume {pod.workspace}, which was bound where the first stage ran, else a claim that a URI names",
         )
     is_volume = "persistentvolumeclaim" in pod.refusal.lower() and "node(s)" not in pod.refusal
     return Obstacle(Reason.VOLUME_NOT_READY if is_volume else Reason.UNSCHEDULABLE, pod.refusal)

@@ -17,11 +17,13 @@ from finetune_api.spec import FineTuneJobSpec, Metadata
 from finetune_api.status import PinnedRun, StageStatus
 from finetune_api.text import printable_lines
 from finetune_operator.facts import StageName, timestamp
-from finetune_operator.pods import RUN_PART, WORKSPACE_PART, mounts, pod_template
+from finetune_operator.pods import RUN_PART, WORKSPACE_PART, kueue_labels, mounts, pod_template
 from finetune_operator.settings import Settings
 
 Object = dict[str, Any]
 
+INPUTS = ("scheduling", "pod_template")
+"""Stanzas that pods are made from, beside their cpu and memory, and that may be edited."""
 TTL_SECONDS = 2**31 - 1
 """The longest that Kubernetes takes: 68 years."""
 
@@ -71,7 +73,10 @@ def run_text(config_map: Object) -> str:
 def workspace_claim(metadata: Metadata, spec: FineTuneJobSpec) -> Object:
     """The volume that the stages share."""
     workspace = spec.resources.workspace
-    claim: Object = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": workspace.size}}}
+    claim: Object = {
+        "accessModes": list(workspace.access_modes),
+        "resources": {"requests": {"storage": workspace.size}},
+    }
     if workspace.storage_class_name:
         claim["storageClassName"] = workspace.storage_class_name
     return {
@@ -85,8 +90,8 @@ def workspace_claim(metadata: Metadata, spec: FineTuneJobSpec) -> Object:
 def inputs(spec: FineTuneJobSpec) -> str:
     """A digest of that part of the spec which pods are made from and which may be edited. What is at its default is
     left out: a field more, in another release, changes no digest."""
-    parts = {"scheduling": spec.scheduling, "resources": spec.resources}
-    written = {name: part.model_dump(mode="json", by_alias=True, exclude_defaults=True) for name, part in parts.items()}
+    parts = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=set(INPUTS))
+    written = {**parts, "resources": {name: getattr(spec.resources, name) for name in ("cpu", "memory")}}
     return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -111,10 +116,10 @@ def stage_job(
         "ttlSecondsAfterFinished": TTL_SECONDS,
         "template": template,
     }
-    queue = spec.scheduling.queue
-    if queue and stage == "train":
+    if stage == "train":
+        metadata["labels"] |= kueue_labels(owner, spec)
+    if labels.KUEUE_QUEUE_LABEL in metadata["labels"]:
         # Kueue starts it; from then on `suspend` is Kueue's.
-        metadata["labels"][labels.KUEUE_QUEUE_LABEL] = queue
         body["suspend"] = True
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": body}
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_api import labels
-from finetune_api.spec import EDITABLE, FineTuneJobSpec, Metadata
+from finetune_api.spec import STEERING, FineTuneJobSpec, Metadata
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import facts
 from finetune_operator.cluster import Cluster, Kind
@@ -131,7 +131,7 @@ def _spec_of_run(live: Object, bare: Observed, run: Object | None) -> tuple[Fine
     except (ValueError, KeyError, TypeError):
         return None, bare.problem
     spec, problem = _read_spec(frozen)
-    for name in EDITABLE if spec else ():
+    for name in STEERING if spec else ():
         with_field, _ = _read_spec({**frozen, **({name: live[name]} if name in live else {})})
         if with_field is not None:
             frozen, spec = {**frozen, **({name: live[name]} if name in live else {})}, with_field

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from finetune_api import labels
 from finetune_api import status as api
 from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_api.spec import FineTuneJobSpec
@@ -22,6 +23,7 @@ from finetune_operator.diagnosis import (
     unmade,
 )
 from finetune_operator.facts import Observed, Pod, StageJob, StageName, digest, moment, seconds_between, timestamp
+from finetune_operator.pods import kueue_labels
 from finetune_operator.settings import Settings
 from finetune_operator.status import (
     PHASES,
@@ -353,7 +355,7 @@ def _starting(seen: Situation) -> Verdict | None:
         left = [pod.name for pod in seen.observed.living]
         return _going_on(seen.stage, f"waiting for {left[0]} to end" if left else "")
     if job.is_suspended:
-        queue = seen.spec.scheduling.queue
+        queue = _queue(seen)
         message = f"waiting to be admitted by queue {queue}" if queue else f"the Kubernetes Job {job.name} is suspended"
         return Verdict(Phase.QUEUED, Reason.QUEUED, message, is_progressing=False)
     if seen.newest is None:
@@ -489,16 +491,19 @@ def _is_replaced(seen: Situation, job: StageJob, verdict: Verdict) -> bool:
     if not pod.is_over:
         return False
     was_told = bool(pod.disruption or pod.is_deleting or pod.gone_at)
-    return bool(job.failure) or has_drifted or (was_told and not _is_queued(seen))
+    return bool(job.failure) or has_drifted or (was_told and not _queue(seen))
 
 
-def _is_queued(seen: Situation) -> bool:
-    return seen.stage == "train" and seen.spec.scheduling.queue is not None
+def _queue(seen: Situation) -> str | None:
+    """The queue that admits the stage's Kubernetes Job; None: it needs no admission."""
+    if seen.stage != "train":
+        return None
+    return kueue_labels(seen.observed.metadata, seen.spec).get(labels.KUEUE_QUEUE_LABEL)
 
 
 def _is_idle(seen: Situation, job: StageJob) -> bool:
     """Whether it has begun, has no pod, and nothing but its back-off keeps it from one."""
-    if job.is_suspended or job.complaints or not job.started_at or _is_queued(seen):
+    if job.is_suspended or job.complaints or not job.started_at or _queue(seen):
         return False
     return (seen.now - moment(job.started_at)).total_seconds() > IDLE_SECONDS
 

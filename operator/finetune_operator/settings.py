@@ -5,16 +5,23 @@ No other module reads the environment or a flag.
 
 import argparse
 import os
+import re
 import socket
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from finetune_api import labels
+from finetune_api.pods import PodTemplate, is_own_label
+from finetune_api.schema import broken_rules
 
 SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 ENVIRONMENT_PREFIX = "FINETUNE_"
+COPIED = re.compile(r"^([a-z0-9][-a-z0-9.]*/(\*|[\w.-]+)|[\w.-]+)$", re.ASCII)
+"""A label or annotation by its name, or all of one prefix: `example.com/team`, `example.com/*`."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,11 @@ class Settings:
     """Served namespaces; empty: the whole cluster."""
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
+    pod_template: PodTemplate | None = None
+    """What all pods look like, beyond what the operator decides; a job's own podTemplate outweighs it."""
+    copy_labels: tuple[str, ...] = ()
+    """Labels of a FineTuneJob that its pods get: names, or `prefix/*`."""
+    copy_annotations: tuple[str, ...] = ()
     trainer_port: int = labels.PROGRESS_PORT
     leader_elect: bool = False
     lease_namespace: str = "default"
@@ -53,6 +65,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         parser.error("--trainer-image (or FINETUNE_TRAINER_IMAGE) is needed: the image that the stages run")
     options["namespaces"] = _words(options["namespaces"])
     options["image_pull_secrets"] = _words(options["image_pull_secrets"])
+    try:
+        options["pod_template"] = _pod_template(options["pod_template"])
+        options["copy_labels"] = _copied(options["copy_labels"])
+        options["copy_annotations"] = _copied(options["copy_annotations"])
+    except ValueError as error:
+        parser.error(str(error))
     return Settings(**options, identity=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
 
 
@@ -76,6 +94,11 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     flag("namespaces", "served namespaces, separated by commas; empty: all", default="")
     flag("image-pull-policy", "of the stages' pods", choices=["Always", "IfNotPresent", "Never"])
     flag("image-pull-secrets", "names of pull secrets in the jobs' namespaces, separated by commas", default="")
+    flag(
+        "pod-template", "JSON of what all pods look like, as spec.podTemplate of a job, which outweighs it", default=""
+    )
+    flag("copy-labels", "labels of a job that its pods get: names or prefix/*, separated by commas", default="")
+    flag("copy-annotations", "annotations of a job that its pods get, likewise", default="")
     flag("trainer-port", "port of the trainer's /progress and /metrics", int)
     flag("lease-namespace", "namespace of the leader election lease", default=_own_namespace(environment))
     flag("lease-name", "name of the leader election lease")
@@ -98,6 +121,37 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _pod_template(text: str) -> PodTemplate | None:
+    """Raises ValueError that names each wrong field."""
+    if not text.strip():
+        return None
+    try:
+        template = PodTemplate.model_validate_json(text)
+        told = list(broken_rules(template))
+    except ValidationError as error:
+        told = [f"{_place(one['loc'])}: {one['msg']}" for one in error.errors()]
+    if told:
+        raise ValueError(f"--pod-template: {'; '.join(told)}")
+    return template
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """`("env", 0, "name")` as `env[0].name`."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if part != "[key]")
+    return "".join(parts).removeprefix(".") or "the JSON"
+
+
+def _copied(text: str) -> tuple[str, ...]:
+    """Raises ValueError for what cannot be copied."""
+    names = _words(text)
+    for name in names:
+        if not COPIED.match(name):
+            raise ValueError(f"{name!r} names no label or annotation to copy: expected name, prefix/name or prefix/*")
+        if is_own_label(name) or name.startswith("kubectl.kubernetes.io/"):
+            raise ValueError(f"{name} cannot be copied to a job's pods: the operator or Kubernetes sets it")
+    return names
 
 
 def _truth(text: str | None, default: bool) -> bool:

@@ -33,6 +33,23 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
             "metricsFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
         },
     },
+    "platform": {
+        "trainer": {
+            "podTemplate": {
+                "securityContext": {},
+                "env": [{"name": "NOTE", "value": "<$(POD)>"}],
+                "stages": {
+                    "prepare": {"env": [{"name": "https_proxy", "value": "http://other.example.com:3128"}]},
+                    "train": {"nodeSelector": {"pool": "gpu"}},
+                },
+            },
+            "copyLabels": ["team", "example.com/*"],
+            "copyAnnotations": ["sidecar.istio.io/inject"],
+            "proxy": {"https": "http://proxy.example.com:3128", "noProxy": ".svc,.example.com"},
+            "caBundle": {"configMapName": "corporate-ca"},
+            "hfEndpoint": "https://hub.example.com",
+        },
+    },
     "high-availability": {
         "registry": "registry.example.com/ml",
         "image": {"digest": "sha256:" + "0" * 64},

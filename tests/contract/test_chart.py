@@ -12,10 +12,14 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client import REGISTRY
+from pydantic.alias_generators import to_snake
 
 from contract.chart import CHART, JOB_VERBS, LEASE_VERBS, ROOT, VALUE_SETS, granted, helm, manifests, only, template
 from finetune_api import labels
+from finetune_api.pods import IDS, ValueSource, Volume
 from finetune_operator import metrics, pods, settings
+from finetune_operator.facts import STAGES, StageName
+from unit.observed import METADATA, spec
 
 GOLDEN = ROOT / "tests/golden/chart"
 
@@ -64,7 +68,7 @@ def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple
         yield from leaves(value, (*path, key)) if is_stanza else [(*path, key)]
 
 
-WHOLE = {("resources",), ("podSecurityContext",), ("securityContext",)}
+WHOLE = {("resources",), ("podSecurityContext",), ("securityContext",), ("trainer", "podTemplate")}
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 
@@ -107,6 +111,21 @@ def test_every_value_is_explained() -> None:
         ({"logLevel": "loud"}, "at '/logLevel': value must be one of 'debug', 'info', 'warning', 'error'"),
         ({"podMonitor": {"interval": "often"}}, "at '/podMonitor/interval'"),
         ({"nodeSelector": {"gpu": True}}, "at '/nodeSelector/gpu': got boolean, want string"),
+        ({"trainer": {"podTemplate": {"nodeSelektor": {}}}}, "additional properties 'nodeSelektor' not allowed"),
+        (
+            {"trainer": {"podTemplate": {"stages": {"train": {"image": "mine"}}}}},
+            "at '/trainer/podTemplate/stages/train': additional properties 'image' not allowed",
+        ),
+        (
+            {"trainer": {"podTemplate": {"securityContext": {"runAsUser": 0}}}},
+            "at '/trainer/podTemplate/securityContext/runAsUser'",
+        ),
+        (
+            {"trainer": {"podTemplate": {"volumeMounts": [{"name": "a", "mountPath": "/etc"}]}}},
+            "at '/trainer/podTemplate/volumeMounts/0/mountPath'",
+        ),
+        ({"trainer": {"proxy": {"https": "proxy:3128"}}}, "at '/trainer/proxy/https'"),
+        ({"trainer": {"copyLabels": ["*"]}}, "at '/trainer/copyLabels/0'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -130,6 +149,12 @@ def test_the_operator_understands_its_flags(name: str) -> None:
     assert parsed.leader_elect
     assert (parsed.lease_namespace, parsed.lease_name) == ("finetune", "ft-finetune-operator")
     assert parsed.port == container["ports"][0]["containerPort"]
+    if name == "platform":
+        assert parsed.copy_labels == ("team", "example.com/*")
+        assert parsed.copy_annotations == ("sidecar.istio.io/inject",)
+        assert parsed.pod_template is not None
+        assert parsed.pod_template.security_context is not None
+        assert parsed.pod_template.security_context.left_out == list(IDS)
     if name == "high-availability":
         assert parsed.trainer_image == "registry.example.com/ml/finetune-trainer:1.2.3"
         assert parsed.image_pull_secrets == ("pull", "other")
@@ -205,21 +230,76 @@ def test_a_tenant_without_cluster_rights_can_install() -> None:
     assert all("namespace" in one["metadata"] for one in documents)
 
 
-def test_the_policy_knows_every_place_that_can_name_a_secret() -> None:
-    """A new `secretName` in the schema must be added to the policy and to the test above."""
+def egress(values: dict[str, Any], stage: StageName) -> tuple[dict[str, str], set[str]]:
+    """The environment of a stage's pod under these values of the chart, and where its volumes are mounted."""
+    arguments = only("Deployment", manifests(values))["spec"]["template"]["spec"]["containers"][0]["args"]
+    # As the kubelet does: `$$(` is a literal `$(`.
+    platform = settings.parse([argument.replace("$$(", "$(") for argument in arguments], {})
+    pod = pods.pod_template(METADATA, spec(), stage, "image", platform)["spec"]
+    (container,) = pod["containers"]
+    environment = {one["name"]: one["value"] for one in container["env"]}
+    return environment, {mount["mountPath"] for mount in container["volumeMounts"]}
 
-    def places(schema: dict[str, Any], path: str) -> Iterator[str]:
-        for name, below in schema.get("properties", {}).items():
-            yield from [f"{path}.{name}"] if name == "secretName" else places(below, f"{path}.{name}")
-        yield from places(schema["items"], path + "[]") if "items" in schema else ()
 
-    generated = yaml.safe_load((ROOT / "crds/finetunejobs.yaml").read_text())
-    schema = generated["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+def test_what_leads_out_of_the_cluster_is_given_to_prepare_alone() -> None:
+    """Proxy, certificates and hub reach the stage that fetches; what podTemplate says of a variable outweighs."""
+    environment, mounts = egress(VALUE_SETS["platform"], "prepare")
+    assert environment["HTTPS_PROXY"] == "http://proxy.example.com:3128"
+    assert environment["https_proxy"] == "http://other.example.com:3128"
+    assert environment["NO_PROXY"] == environment["no_proxy"] == ".svc,.example.com"
+    assert environment["HF_ENDPOINT"] == "https://hub.example.com"
+    assert environment["SSL_CERT_FILE"] == environment["REQUESTS_CA_BUNDLE"] == "/mnt/ca-bundle/ca.crt"
+    assert environment["NOTE"] == "<$(POD)>"
+    assert "/mnt/ca-bundle" in mounts
+    assert "HTTP_PROXY" not in environment
+    for stage in ("train", "publish"):
+        environment, mounts = egress(VALUE_SETS["platform"], stage)
+        assert not {"HTTPS_PROXY", "SSL_CERT_FILE", "HF_ENDPOINT"} & set(environment)
+        assert "/mnt/ca-bundle" not in mounts
 
-    assert set(places(schema["properties"]["spec"], "spec")) == {
+
+NAMING = {
+    "secretName": {
         "spec.model.auth.secretName",
         "spec.dataset.train[].auth.secretName",
         "spec.dataset.validation.sources[].auth.secretName",
         "spec.dataset.test.sources[].auth.secretName",
         "spec.method.lora.startFrom.adapters[].auth.secretName",
-    }
+        "T.volumes[].secret.secretName",
+    },
+    "secretKeyRef": {"T.env[].valueFrom.secretKeyRef"},
+    "configMapKeyRef": {"T.env[].valueFrom.configMapKeyRef"},
+    "configMap": {"T.volumes[].configMap"},
+    "claimName": {"T.volumes[].persistentVolumeClaim.claimName"},
+    "serviceAccountName": {"T.serviceAccountName"},
+    "imagePullSecrets": {"T.imagePullSecrets"},
+}
+"""Fields that name an object of the namespace, and where they are; T is podTemplate and each of its stages."""
+TEMPLATES = ("spec.podTemplate", *(f"spec.podTemplate.stages.{stage}" for stage in STAGES))
+
+
+def test_the_policy_knows_every_place_that_can_name_an_object() -> None:
+    """A new place in the schema must be added to the policy and to the test that asks it."""
+
+    def places(schema: dict[str, Any], path: str) -> Iterator[str]:
+        for name, below in schema.get("properties", {}).items():
+            yield from [f"{path}.{name}"] if name in NAMING else places(below, f"{path}.{name}")
+        yield from places(schema["items"], path + "[]") if "items" in schema else ()
+
+    listed = {place for group in NAMING.values() for place in group}
+    expected = {place.replace("T", template, 1) for place in listed if place.startswith("T") for template in TEMPLATES}
+    expected |= {place for place in listed if not place.startswith("T")}
+
+    generated = yaml.safe_load((ROOT / "crds/finetunejobs.yaml").read_text())
+    schema = generated["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+
+    assert set(places(schema["properties"]["spec"], "spec")) == expected
+
+
+VOLUME_SOURCES = {"configMap", "secret", "persistentVolumeClaim", "emptyDir"}
+
+
+def test_the_policy_knows_every_kind_of_volume_and_of_value() -> None:
+    """A volume or a variable of another kind would name what nobody has checked."""
+    assert set(Volume.model_fields) - {"name"} == {to_snake(name) for name in VOLUME_SOURCES}
+    assert set(ValueSource.model_fields) == {"secret_key_ref", "config_map_key_ref"}

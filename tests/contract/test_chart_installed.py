@@ -85,8 +85,8 @@ IN_FORCE = {
     *("ServiceAccount", "Role", "RoleBinding", "ClusterRole"),
     *("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
 }
-HERS = [f"hers-{number}" for number in range(9)]
-"""The Secrets that Alice may read."""
+HERS = [f"hers-{number}" for number in range(17)]
+"""The Secrets, ConfigMaps and claims that Alice may read, and the service accounts that she may act as."""
 
 
 @pytest.fixture(scope="module")
@@ -96,19 +96,24 @@ def installed(prepared: ControlPlane) -> Iterator[ControlPlane]:
     items = bundle([one for one in documents if one["kind"] in IN_FORCE])
     prepared.kubectl("apply", "--server-side", "-f", "-", document=items)
     for namespace in ("team-a", "team-b"):
-        author = ("create", "role", "author", "--verb=create,get", "--resource=finetunejobs.finetune.dev")
+        author = ("create", "role", "author", "--verb=create,get,patch", "--resource=finetunejobs.finetune.dev")
         prepared.kubectl("-n", namespace, *author)
         prepared.kubectl("-n", namespace, "create", "rolebinding", "author", "--role=author", "--user=alice")
-    own = ("--verb=get", "--resource=secrets", *(f"--resource-name={name}" for name in HERS))
-    prepared.kubectl("-n", "team-a", "create", "role", "own-secrets", *own)
-    prepared.kubectl("-n", "team-a", "create", "rolebinding", "own-secrets", "--role=own-secrets", "--user=alice")
+    rights = (("read", "get", "secrets,configmaps,persistentvolumeclaims"), ("act", "impersonate", "serviceaccounts"))
+    for role, verb, resources in rights:
+        own = (f"--verb={verb}", f"--resource={resources}", *(f"--resource-name={name}" for name in HERS))
+        prepared.kubectl("-n", "team-a", "create", "role", role, *own)
+        prepared.kubectl("-n", "team-a", "create", "rolebinding", role, f"--role={role}", "--user=alice")
     prepared.wait_for("the policy", lambda: refusal(prepared, {"model": "theirs"}) != "")
     yield prepared
     prepared.kubectl("delete", "-f", "-", document=items)
 
 
-def refusal(plane: ControlPlane, secrets: dict[str, str], namespace: str = "team-a") -> str:
-    """What the API server says to Alice's job that names these Secrets; empty when it would take it."""
+def refusal(
+    plane: ControlPlane, secrets: dict[str, str], namespace: str = "team-a", template: dict[str, Any] | None = None
+) -> str:
+    """What the API server says to Alice's job that names these Secrets and has this podTemplate; empty when it would
+    take it."""
 
     def source(uri: str, secret: str | None) -> dict[str, Any]:
         return {"uri": uri} | ({"auth": {"secretName": secret}} if secret else {})
@@ -128,6 +133,7 @@ def refusal(plane: ControlPlane, secrets: dict[str, str], namespace: str = "team
             "dataset": dataset,
             "method": {"lora": {"startFrom": {"adapters": adapters}} if adapters else {}},
             "output": {"uri": "pvc://out/a"},
+            "podTemplate": template,
         },
     }
     try:
@@ -142,24 +148,76 @@ def test_nobody_can_have_a_secret_mounted_that_they_cannot_read(installed: Contr
     """Wherever a job names a Secret, its author must be allowed to get it; the refusal names the Secret."""
     said = refusal(installed, {place: "theirs"})
 
-    assert "you may not get the Secret theirs in namespace team-a" in said
+    assert "you may not get secrets/theirs in namespace team-a" in said
     assert refusal(installed, {place: HERS[0]}) == ""
+
+
+TEMPLATES: dict[str, tuple[str, dict[str, Any]]] = {
+    "env Secret": ("get secrets", {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "X", "key": "k"}}}]}),
+    "env ConfigMap": (
+        "get configmaps",
+        {"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "X", "key": "k"}}}]},
+    ),
+    "Secret": ("get secrets", {"volumes": [{"name": "a", "secret": {"secretName": "X"}}]}),
+    "ConfigMap": ("get configmaps", {"volumes": [{"name": "a", "configMap": {"name": "X"}}]}),
+    "claim": ("get persistentvolumeclaims", {"volumes": [{"name": "a", "persistentVolumeClaim": {"claimName": "X"}}]}),
+    "service account": ("impersonate serviceaccounts", {"serviceAccountName": "X"}),
+    "pull secret": ("get secrets", {"imagePullSecrets": [{"name": "X"}]}),
+}
+"""Each way in which a podTemplate names an object X, and the right that it takes."""
+
+
+def naming(way: str, name: str, stage: str | None) -> dict[str, Any]:
+    template = json.loads(json.dumps(TEMPLATES[way][1]).replace('"X"', json.dumps(name)))
+    return {"stages": {stage: template}} if stage else template
+
+
+@pytest.mark.parametrize("stage", [None, "prepare", "train", "publish"])
+@pytest.mark.parametrize("way", TEMPLATES)
+def test_a_pod_template_names_nothing_that_its_author_may_not_use(
+    installed: ControlPlane, way: str, stage: str | None
+) -> None:
+    """Secrets, ConfigMaps and claims she has to read, a service account to act as, also for one stage."""
+    said = refusal(installed, {}, template=naming(way, "theirs", stage))
+
+    right, _, kind = TEMPLATES[way][0].partition(" ")
+    assert f"you may not {right} {kind}/theirs in namespace team-a" in said
+    assert refusal(installed, {}, template=naming(way, HERS[0], stage)) == ""
+
+
+def test_an_edit_is_looked_at_like_a_new_job(installed: ControlPlane) -> None:
+    """Who may edit a job may not make it name more than they may use; an edit that names nothing new is let through."""
+    source = {"uri": "hf://org/model", "auth": {"secretName": "theirs"}}
+    spec = {"model": source, "dataset": {"train": [{"uri": "pvc://d/a.jsonl"}]}, "output": {"uri": "pvc://out/a"}}
+    job = {"apiVersion": labels.API_VERSION, "kind": labels.KIND, "metadata": {"name": "edited"}, "spec": spec}
+    installed.kubectl("-n", "team-a", "create", "-f", "-", document=json.dumps(job))
+
+    def edit(**fields: Any) -> None:
+        patch = ("patch", "ftj", "edited", "--type=merge", "-p", json.dumps({"spec": fields}))
+        installed.kubectl("-n", "team-a", "--as=alice", *patch)
+
+    edit(suspend=True)
+    edit(podTemplate=naming("Secret", HERS[0], "train"))
+    edit(podTemplate={"nodeSelector": {"zone": "a"}})
+    with pytest.raises(ClusterError, match="you may not get secrets/theirs"):
+        edit(podTemplate=naming("Secret", "theirs", "train"))
+    installed.kubectl("-n", "team-a", "delete", "ftj", "edited")
 
 
 def test_one_foreign_secret_among_own_ones_is_enough_to_be_refused(installed: ControlPlane) -> None:
     """Each Secret is checked, not just the first."""
     said = refusal(installed, {"model": HERS[0], "train": HERS[1], "test": "theirs"})
 
-    assert "you may not get the Secret theirs" in said
+    assert "you may not get secrets/theirs" in said
     assert refusal(installed, {"model": HERS[0], "train": HERS[1], "test": HERS[0]}) == ""
 
 
-def test_a_job_may_name_eight_secrets_and_no_more(installed: ControlPlane) -> None:
+def test_a_job_may_name_sixteen_objects_and_no_more(installed: ControlPlane) -> None:
     """The check has a limit, which is said; the same Secret in 32 places counts once."""
     places = {f"train-{number}": name for number, name in enumerate(HERS)}
 
-    assert "a job may name at most 8 different Secrets" in refusal(installed, places)
-    assert refusal(installed, dict(list(places.items())[:8])) == ""
+    assert "a job may name at most 16 different Secrets" in refusal(installed, places)
+    assert refusal(installed, dict(list(places.items())[:16])) == ""
     assert refusal(installed, {f"train-{number}": HERS[0] for number in range(32)}) == ""
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec, Metadata
+from finetune_api.status import StageStatus
 from finetune_operator import objects
 from finetune_operator.facts import STAGES, StageName
-from unit.observed import METADATA, SETTINGS, spec
+from unit.observed import METADATA, SETTINGS, pinned, spec
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "operator"
 SPECS: dict[str, dict[str, Any]] = {
@@ -57,25 +57,66 @@ SPECS: dict[str, dict[str, Any]] = {
         "training": {"maxSteps": 0},
         "resources": {"gpus": 0},
     },
+    "shaped": {
+        "model": {"uri": "pvc://models/base", "auth": {"secretName": "hub", "key": "api-token"}},
+        "scheduling": {
+            "nodeSelector": {"zone": "a", "pool": "any"},
+            "tolerations": [{"key": "spot", "operator": "Exists"}],
+        },
+        "resources": {"workspace": {"accessModes": ["ReadWriteMany"]}},
+        "podTemplate": {
+            "metadata": {"labels": {"team": "nlp"}, "annotations": {"sidecar.istio.io/inject": "false"}},
+            "serviceAccountName": "trainers",
+            "imagePullSecrets": [{"name": "pull"}],
+            "runtimeClassName": "gvisor",
+            "schedulerName": "volcano",
+            "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
+            "securityContext": {"unset": ["runAsUser", "runAsGroup"], "supplementalGroups": [4000]},
+            "env": [
+                {"name": "HF_ENDPOINT", "value": "https://hub.example.com"},
+                {"name": "PROXY_PASSWORD", "valueFrom": {"secretKeyRef": {"name": "proxy", "key": "password"}}},
+            ],
+            "volumes": [
+                {"name": "cache", "persistentVolumeClaim": {"claimName": "cache"}},
+                {"name": "ca", "configMap": {"name": "ca", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+            ],
+            "volumeMounts": [{"name": "cache", "mountPath": "/mnt/cache", "subPath": "team"}],
+            "ephemeralStorage": {"request": "1Gi", "limit": "10Gi"},
+            "stages": {
+                "prepare": {"volumeMounts": [{"name": "ca", "mountPath": "/mnt/ca", "readOnly": True}]},
+                "train": {
+                    "nodeSelector": {"pool": "gpu"},
+                    "tolerations": [{"key": "gpu", "operator": "Exists"}],
+                    "terminationGracePeriodSeconds": 600,
+                    "affinity": {
+                        "nodeAffinity": {
+                            "requiredDuringSchedulingIgnoredDuringExecution": {
+                                "nodeSelectorTerms": [
+                                    {"matchExpressions": [{"key": "gpu", "operator": "In", "values": ["a100"]}]}
+                                ]
+                            }
+                        }
+                    },
+                },
+            },
+        },
+    },
     "offline-on-cpu": {"model": {"uri": "pvc://models/base"}, "resources": {"gpus": 0}},
 }
 
 
-def run_of(wanted: FineTuneJobSpec) -> Run:
-    return objects.frozen_run(METADATA, wanted, SETTINGS)
+def job_of(wanted: FineTuneJobSpec, stage: StageName, number: int = 1, owner: Metadata = METADATA) -> dict[str, Any]:
+    """A Kubernetes Job of the stage, as it is made for this spec."""
+    at = StageStatus(name=stage, number=number)
+    return objects.stage_job(owner, wanted.resolved(), stage, at, pinned(wanted), SETTINGS)
 
 
 def manifests(wanted: FineTuneJobSpec) -> list[dict[str, Any]]:
     """All children; the run file, which is one string, opened up for the reader."""
-    run = run_of(wanted)
-    config = objects.run_config_map(run)
+    config = objects.run_config_map(METADATA, objects.frozen_run(METADATA, wanted, SETTINGS))
     config["data"] = {name: json.loads(text) for name, text in config["data"].items()}
-    jobs = [objects.stage_job(run, stage, SETTINGS) for stage in STAGES]
-    return [config, objects.workspace_claim(run), *jobs]
-
-
-def container(job: dict[str, Any]) -> dict[str, Any]:
-    return dict(job["spec"]["template"]["spec"]["containers"][0])
+    jobs = [job_of(wanted, stage) for stage in STAGES]
+    return [config, objects.workspace_claim(METADATA, wanted), *jobs]
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -89,79 +130,13 @@ def test_the_manifests_are_those_that_were_reviewed(name: str) -> None:
     assert rendered == file.read_text()
 
 
-def test_only_training_holds_gpus() -> None:
-    """prepare and publish ask for none."""
-    run = run_of(spec(resources={"gpus": 1}))
-    held = [container(objects.stage_job(run, stage, SETTINGS))["resources"]["limits"] for stage in STAGES]
-    assert ["nvidia.com/gpu" in limits for limits in held] == [False, True, False]
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", SPECS)
-def test_every_pod_is_fit_for_a_restricted_namespace(name: str, stage: StageName) -> None:
-    """No root, no capability, no writable root file system, no token of the API server."""
-    job = objects.stage_job(run_of(spec(**SPECS[name])), stage, SETTINGS)
-    pod = job["spec"]["template"]["spec"]
-    assert pod["securityContext"]["runAsNonRoot"]
-    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert not pod["automountServiceAccountToken"]
-    assert container(job)["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "readOnlyRootFilesystem": True,
-    }
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_claim_that_is_input_and_output_is_mounted_once(stage: StageName) -> None:
-    """A volume can be mounted at one place only; where the stage writes, it is writable."""
-    wanted = spec(model={"uri": "pvc://models/base"}, output={"uri": "pvc://models/tuned"})
-    mounts = container(objects.stage_job(run_of(wanted), stage, SETTINGS))["volumeMounts"]
-    (mount,) = [mount for mount in mounts if mount["mountPath"] == "/volumes/models"]
-    assert mount.get("readOnly", False) == (stage == "train")
-
-
-def test_credentials_and_data_are_mounted_in_prepare_alone() -> None:
-    """What trains, and what publishes, never sees a token."""
-    run = run_of(spec(**SPECS["everything"]))
-    paths = {
-        stage: {mount["mountPath"] for mount in container(objects.stage_job(run, stage, SETTINGS))["volumeMounts"]}
-        for stage in STAGES
-    }
-    assert {"/secrets/hub", "/volumes/datasets", "/configmaps/extra"} <= paths["prepare"]
-    for stage in ("train", "publish"):
-        assert not {path for path in paths[stage] if path.startswith(("/secrets", "/configmaps", "/volumes/datasets"))}
-
-
-def test_the_run_file_says_where_everything_is_mounted() -> None:
-    """The trainer finds by URI exactly what the pod mounts."""
-    run = run_of(spec(**SPECS["everything"]))
-    mounted = {mount["mountPath"] for mount in container(objects.stage_job(run, "prepare", SETTINGS))["volumeMounts"]}
-    assert set(run.mounts.values()) <= mounted
-    assert str(run.locate("configmap://extra/more.jsonl")) == "/configmaps/extra/more.jsonl"
-    assert str(run.secret("hub")) == "/secrets/hub/token"
-
-
-def test_the_hub_is_off_only_when_nothing_is_on_it() -> None:
-    """An offline run never waits for a network that is not there."""
-    names = [
-        {one["name"] for one in container(objects.stage_job(run_of(spec(**SPECS[name])), "prepare", SETTINGS))["env"]}
-        for name in ("minimal", "offline-on-cpu")
-    ]
-    assert ["HF_HUB_OFFLINE" in one for one in names] == [False, True]
-
-
-@pytest.mark.parametrize(("cpu", "threads"), [("500m", "1"), ("2", "2"), ("3500m", "4"), (4, "4")])
-def test_arithmetic_uses_as_many_threads_as_there_are_cores(cpu: object, threads: str) -> None:
-    """Libraries would count the node's cores."""
-    job = objects.stage_job(run_of(spec(resources={"cpu": cpu})), "train", SETTINGS)
-    assert {"name": "OMP_NUM_THREADS", "value": threads} in container(job)["env"]
-
-
 def test_names_fit_into_a_label() -> None:
-    """The longest name allowed, with uid, stage and the Job controller's suffix, has at most 63 characters."""
-    run = run_of(spec()).model_copy(update={"name": "a" * 40})
-    assert max(len(objects.stage_job(run, stage, SETTINGS)["metadata"]["name"]) + 6 for stage in STAGES) <= 63
+    """The longest name allowed, with uid, stage and number, has at most 63 characters: the Job controller labels pods
+    with it. With its suffix a first Job's pod has no more either; later ones are cut by the API server."""
+    owner = METADATA.model_copy(update={"name": "a" * 40})
+    lengths = {n: [len(job_of(spec(), stage, n, owner)["metadata"]["name"]) for stage in STAGES] for n in (1, 9999)}
+    assert max(lengths[1]) + 6 <= 63
+    assert max(lengths[9999]) <= 63
 
 
 def test_two_steps_of_one_second_are_two_events() -> None:

@@ -42,3 +42,51 @@ def test_a_bad_value_is_a_usage_error(arguments: list[str], capsys: pytest.Captu
     with pytest.raises(SystemExit):
         parse(["--trainer-image", "a:1", *arguments], {})
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_the_pod_template_is_read_whole() -> None:
+    """The same fields as a job's, null ids included."""
+    text = '{"securityContext": {"runAsUser": null}, "stages": {"train": {"nodeSelector": {"pool": "gpu"}}}}'
+    template = parse(["--trainer-image", "a:1", "--pod-template", text], {}).pod_template
+    assert template is not None
+    assert template.security_context is not None
+    assert template.security_context.left_out == ["runAsUser"]
+    assert template.stages is not None
+    assert template.stages.train is not None
+    assert template.stages.train.node_selector == {"pool": "gpu"}
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{", "the JSON: Invalid JSON"),
+        ('{"nodeSelektor": {}}', "nodeSelektor: Extra inputs are not permitted"),
+        ('{"env": [{"name": "HOME", "value": "/"}]}', "env[0]: HOME"),
+        ('{"env": [{"name": "LD_PRELOAD", "value": "/mnt/a.so"}]}', "env[0]: HOME"),
+        ('{"env": [{"name": "A"}]}', "env[0]: set exactly one of: value, valueFrom"),
+        ('{"metadata": {"labels": {"finetune.dev/job": "a"}}}', "metadata: labels"),
+        ('{"metadata": {"annotations": {"finetune.dev/a": "a"}}}', "metadata: annotations"),
+        ('{"volumes": [{"name": "a"}]}', "volumes[0]: set exactly one of: configMap"),
+        ('{"volumes": [{"name": "a", "hostPath": {"path": "/"}}]}', "volumes[0].hostPath: Extra inputs"),
+        ('{"volumes": [{"name": "workspace", "emptyDir": {}}]}', "volumes[0]: run, workspace"),
+        ('{"volumeMounts": [{"name": "a", "mountPath": "/workspace"}]}', "volumeMounts[0].mountPath"),
+        ('{"volumeMounts": [{"name": "a", "mountPath": "/mnt/../etc"}]}', "volumeMounts[0].mountPath"),
+        ('{"securityContext": {"runAsUser": 0}}', "securityContext.runAsUser"),
+        ('{"stages": {"train": {"image": "mine"}}}', "stages.train.image: Extra inputs are not permitted"),
+    ],
+)
+def test_what_a_template_may_not_say_is_told_at_the_start(
+    template: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Field by field: misspelt ones, and what the operator decides."""
+    with pytest.raises(SystemExit):
+        parse(["--trainer-image", "a:1", "--pod-template", template], {})
+    assert f"--pod-template: {told}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["finetune.dev/*", "kueue.x-k8s.io/queue-name", "job-name", "a b", "*", "a/b/c", "/a"])
+def test_labels_that_cannot_be_copied_are_told_at_the_start(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that the operator goes by, and what is no name."""
+    with pytest.raises(SystemExit):
+        parse(["--trainer-image", "a:1", "--copy-labels", name], {})
+    assert name in capsys.readouterr().err

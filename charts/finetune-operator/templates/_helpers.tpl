@@ -41,6 +41,55 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ default $root.Chart.AppVersion $image.tag }}{{ end -}}
 {{- end -}}
 
+{{/* What all trainer pods look like, as JSON: trainer.podTemplate, and in prepare, the one stage that talks to the
+network, also trainer.proxy, trainer.caBundle and trainer.hfEndpoint. A variable that the template names too is the
+template's. Empty: nothing is said. */}}
+{{- define "finetune-operator.podTemplate" -}}
+{{- $trainer := .Values.trainer -}}
+{{- $env := list -}}
+{{- range $name, $value := dict "http_proxy" $trainer.proxy.http "https_proxy" $trainer.proxy.https "no_proxy" $trainer.proxy.noProxy -}}
+{{- if $value -}}
+{{- $env = concat $env (list (dict "name" (upper $name) "value" $value) (dict "name" $name "value" $value)) -}}
+{{- end -}}
+{{- end -}}
+{{- with $trainer.hfEndpoint -}}
+{{- $env = append $env (dict "name" "HF_ENDPOINT" "value" .) -}}
+{{- end -}}
+{{- $template := deepCopy (default dict $trainer.podTemplate) -}}
+{{- $stages := default dict $template.stages -}}
+{{- $prepare := default dict $stages.prepare -}}
+{{- with $trainer.caBundle -}}
+{{- if .configMapName -}}
+{{- range $name := list "SSL_CERT_FILE" "REQUESTS_CA_BUNDLE" "CURL_CA_BUNDLE" -}}
+{{- $env = append $env (dict "name" $name "value" (printf "/mnt/ca-bundle/%s" $trainer.caBundle.key)) -}}
+{{- end -}}
+{{- $volume := dict "name" "ca-bundle" "configMap" (dict "name" .configMapName) -}}
+{{- $mount := dict "name" "ca-bundle" "mountPath" "/mnt/ca-bundle" "readOnly" true -}}
+{{- $_ := set $prepare "volumes" (prepend (default list $prepare.volumes) $volume) -}}
+{{- $_ := set $prepare "volumeMounts" (prepend (default list $prepare.volumeMounts) $mount) -}}
+{{- end -}}
+{{- end -}}
+{{- $said := list -}}
+{{- range concat (default list $template.env) (default list $prepare.env) -}}
+{{- $said = append $said .name -}}
+{{- end -}}
+{{- $missing := list -}}
+{{- range $env -}}
+{{- if not (has .name $said) -}}
+{{- $missing = append $missing . -}}
+{{- end -}}
+{{- end -}}
+{{- with $missing -}}
+{{- $_ := set $prepare "env" (concat . (default list $prepare.env)) -}}
+{{- end -}}
+{{- with $prepare -}}
+{{- $_ := set $template "stages" (set $stages "prepare" .) -}}
+{{- end -}}
+{{- with $template -}}
+{{- toJson . -}}
+{{- end -}}
+{{- end -}}
+
 {{/* What the operator may do where jobs are: all of it, for the ClusterRole and for the Role of one namespace alike.
 No Secrets: the kubelet alone reads those, when it mounts them. */}}
 {{- define "finetune-operator.rules" -}}

@@ -1,0 +1,486 @@
+"""`spec.podTemplate`, and the chart's `trainer.podTemplate`: what a person may say about the pods of the stages.
+
+It decides which fields there are and what may stand in them: a closed list, spelt as in a Pod. Image, command, and what
+they rest on (HOME, the interpreter's own variables, the trainer's mounts) stay the operator's. How the levels are put
+together is the business of the operator's `pods`.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal, get_args
+
+from pydantic import Field
+from pydantic.alias_generators import to_snake
+
+from finetune_api import labels
+from finetune_api.schema import DnsLabel, DnsName, KeyName, Model, Quantity, Rule, exactly_one_of
+
+MOUNTABLE = "/mnt"
+"""The one folder below which volumes of one's own may be mounted: nothing of the image or of the trainer is there."""
+OWN_VOLUMES = ("run", "workspace", "tmp", "shm")
+OWN_VOLUME_PREFIX = "place-"
+OWN_VARIABLES = ("HOME", "USER", "LOGNAME", "PATH", "TMPDIR", "OMP_NUM_THREADS", "HF_HUB_OFFLINE",
+                 "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "GCONV_PATH", "NVIDIA_VISIBLE_DEVICES")  # fmt: skip
+"""What the operator sets, what chooses the code that runs, and what would hand out GPUs that were not asked for."""
+OWN_VARIABLE_PREFIXES = ("FINETUNE_", "PYTHON", "LD_")
+OWN_LABELS = (labels.MANAGED_BY_LABEL, labels.KUEUE_QUEUE_LABEL, "job-name", "controller-uid")
+OWN_LABEL_PREFIXES = (f"{labels.GROUP}/", "batch.kubernetes.io/")
+
+
+def _own(names: tuple[str, ...], prefixes: tuple[str, ...]) -> tuple[str, Callable[[str], bool]]:
+    """Whether a string is one of `names` or begins with one of `prefixes`: in CEL about `one`, and in Python."""
+    quoted = ", ".join(f"'{name}'" for name in names)
+    listed = [f"one in [{quoted}]"] if names else []
+    cel = " || ".join([*listed, *(f"one.startsWith('{prefix}')" for prefix in prefixes)])
+    return cel, lambda one: one in names or one.startswith(prefixes)
+
+
+_LABEL, is_own_label = _own(OWN_LABELS, OWN_LABEL_PREFIXES)
+_ANNOTATION, _is_own_annotation = _own((), (f"{labels.GROUP}/",))
+_VARIABLE, _is_own_variable = _own(OWN_VARIABLES, OWN_VARIABLE_PREFIXES)
+_VOLUME, _is_own_volume = _own(OWN_VOLUMES, (OWN_VOLUME_PREFIX,))
+_LABEL_MESSAGE = (
+    f"labels {', '.join([*OWN_LABELS, *(f'{one}*' for one in OWN_LABEL_PREFIXES)])} are set by the operator, the Job "
+    "controller or Kueue: leave them out (a queue is named in scheduling.queue)"
+)
+_ANNOTATION_MESSAGE = f"annotations {labels.GROUP}/* are the operator's: leave them out"
+_VARIABLE_MESSAGE = (
+    f"{', '.join([*OWN_VARIABLES, *(f'{one}*' for one in OWN_VARIABLE_PREFIXES)])} are set by the operator or choose "
+    "the code that runs: leave them out"
+)
+_VOLUME_MESSAGE = f"{', '.join(OWN_VOLUMES)} and {OWN_VOLUME_PREFIX}* are the operator's volumes: choose another name"
+
+
+QUALIFIED = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+LabelKey = Annotated[str, Field(pattern=QUALIFIED, max_length=316)]
+LabelValue = Annotated[str, Field(max_length=63)]
+Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=32)]
+NodeLabels = Annotated[dict[Annotated[str, Field(max_length=316)], LabelValue], Field(max_length=16)]
+Text = Annotated[str, Field(min_length=1, max_length=253)]
+RelativePath = Annotated[
+    str, Field(pattern=r"^[-A-Za-z0-9_]([-.A-Za-z0-9_]*)(/[-A-Za-z0-9_][-.A-Za-z0-9_]*)*$", max_length=512)
+]
+GroupId = Annotated[int, Field(ge=0, le=2_147_483_647)]
+
+
+class PodMetadata(Model):
+    """Labels and annotations of the pods."""
+
+    rules: ClassVar = (
+        Rule(
+            f"!has(self.labels) || !self.labels.exists(one, {_LABEL})",
+            _LABEL_MESSAGE,
+            holds=lambda it: not any(map(is_own_label, it.labels or {})),
+        ),
+        Rule(
+            f"!has(self.annotations) || !self.annotations.exists(one, {_ANNOTATION})",
+            _ANNOTATION_MESSAGE,
+            holds=lambda it: not any(map(_is_own_annotation, it.annotations or {})),
+        ),
+    )
+
+    labels: Labels | None = None
+    """As in a pod."""
+    annotations: Annotated[dict[LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] | None = None
+    """As in a pod."""
+
+
+class LocalReference(Model):
+    """An object of the job's namespace."""
+
+    name: DnsName
+    """Its name."""
+
+
+class KeyReference(Model):
+    """A key of a Secret or ConfigMap of the job's namespace."""
+
+    name: DnsName
+    """Name of the object."""
+    key: KeyName
+    """The key whose value is taken."""
+    optional: bool | None = None
+    """True: the pod starts without it too."""
+
+
+class ValueSource(Model):
+    """Where a variable's value comes from."""
+
+    rules: ClassVar = (exactly_one_of("secretKeyRef", "configMapKeyRef"),)
+
+    secret_key_ref: KeyReference | None = None
+    """A key of a Secret."""
+    config_map_key_ref: KeyReference | None = None
+    """A key of a ConfigMap."""
+
+
+class Variable(Model):
+    """An environment variable of the trainer."""
+
+    rules: ClassVar = (
+        exactly_one_of("value", "valueFrom"),
+        Rule(
+            f"![self.name].exists(one, {_VARIABLE})", _VARIABLE_MESSAGE, holds=lambda it: not _is_own_variable(it.name)
+        ),
+    )
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)]
+    """Its name."""
+    value: Annotated[str, Field(max_length=4096)] | None = None
+    """Its value."""
+    value_from: ValueSource | None = None
+    """Or a key of a Secret or ConfigMap."""
+
+
+class KeyToPath(Model):
+    """One key as one file."""
+
+    key: KeyName
+    """The key."""
+    path: RelativePath
+    """File name, relative to the mount."""
+
+
+class SecretVolume(Model):
+    """A Secret as files."""
+
+    secret_name: DnsName
+    """Its name."""
+    items: Annotated[list[KeyToPath], Field(max_length=16)] | None = None
+    """Only these keys. Default: all."""
+    optional: bool | None = None
+    """True: the pod starts without it too."""
+
+
+class ConfigMapVolume(Model):
+    """A ConfigMap as files."""
+
+    name: DnsName
+    """Its name."""
+    items: Annotated[list[KeyToPath], Field(max_length=16)] | None = None
+    """Only these keys. Default: all."""
+    optional: bool | None = None
+    """True: the pod starts without it too."""
+
+
+class ClaimVolume(Model):
+    """A volume claim."""
+
+    claim_name: DnsName
+    """Its name."""
+    read_only: bool | None = None
+    """True: mounted read-only."""
+
+
+class EmptyVolume(Model):
+    """An empty folder that goes with the pod."""
+
+    medium: Literal["", "Memory"] | None = None
+    """`Memory`: a tmpfs, counted against the memory limit."""
+    size_limit: Quantity | None = None
+    """A pod that writes more is evicted."""
+
+
+class Volume(Model):
+    """A volume of one's own. A stage that mounts it nowhere does not have it."""
+
+    rules: ClassVar = (
+        exactly_one_of("configMap", "secret", "persistentVolumeClaim", "emptyDir"),
+        Rule(f"![self.name].exists(one, {_VOLUME})", _VOLUME_MESSAGE, holds=lambda it: not _is_own_volume(it.name)),
+    )
+
+    name: DnsLabel
+    """By which volumeMounts name it."""
+    config_map: ConfigMapVolume | None = None
+    """As in a pod."""
+    secret: SecretVolume | None = None
+    """As in a pod."""
+    persistent_volume_claim: ClaimVolume | None = None
+    """As in a pod."""
+    empty_dir: EmptyVolume | None = None
+    """As in a pod."""
+
+
+class Mount(Model):
+    """Where a volume is mounted."""
+
+    name: DnsLabel
+    """Name of a volume in podTemplate.volumes."""
+    mount_path: Annotated[
+        str,
+        Field(
+            pattern=rf"^{MOUNTABLE}(/[-A-Za-z0-9_][-.A-Za-z0-9_]*)+$",
+            max_length=256,
+            json_schema_extra={"x-message": f"must be a folder below {MOUNTABLE}/, written without '..'"},
+        ),
+    ]
+    """A folder below `/mnt/`."""
+    sub_path: RelativePath | None = None
+    """A folder or file of the volume. Default: all of it."""
+    read_only: bool | None = None
+    """True: it cannot be written."""
+
+
+class SelectorRequirement(Model):
+    """As in a pod."""
+
+    key: Text
+    """Label that is compared."""
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
+    """How; Gt and Lt for nodes only."""
+    values: Annotated[list[LabelValue], Field(max_length=32)] | None = None
+    """With what."""
+
+
+class LabelSelector(Model):
+    """Which objects, by their labels."""
+
+    match_labels: Labels | None = None
+    """All of these."""
+    match_expressions: Annotated[list[SelectorRequirement], Field(max_length=16)] | None = None
+    """And all of these."""
+
+
+class NodeTerm(Model):
+    """Which nodes; all of it has to hold."""
+
+    match_expressions: Annotated[list[SelectorRequirement], Field(max_length=16)] | None = None
+    """By labels."""
+    match_fields: Annotated[list[SelectorRequirement], Field(max_length=16)] | None = None
+    """By fields."""
+
+
+Weight = Annotated[int, Field(ge=1, le=100)]
+
+
+class PreferredNode(Model):
+    """As in a pod."""
+
+    weight: Weight
+    """1 to 100."""
+    preference: NodeTerm
+    """Which nodes."""
+
+
+class NodeSelector(Model):
+    """One of the terms has to hold."""
+
+    node_selector_terms: Annotated[list[NodeTerm], Field(min_length=1, max_length=16)]
+    """The terms."""
+
+
+class NodeAffinity(Model):
+    """As in a pod."""
+
+    required_during_scheduling_ignored_during_execution: NodeSelector | None = None
+    """As in a pod."""
+    preferred_during_scheduling_ignored_during_execution: (
+        Annotated[list[PreferredNode], Field(max_length=16)] | None
+    ) = None
+    """As in a pod."""
+
+
+class PodTerm(Model):
+    """Which pods, and how near."""
+
+    topology_key: Text
+    """Node label whose equal values are near."""
+    label_selector: LabelSelector | None = None
+    """Which pods."""
+    namespaces: Annotated[list[DnsLabel], Field(max_length=16)] | None = None
+    """In which namespaces. Default: the job's own."""
+    namespace_selector: LabelSelector | None = None
+    """Or in namespaces with these labels."""
+    match_label_keys: Annotated[list[Text], Field(max_length=8)] | None = None
+    """As in a pod."""
+    mismatch_label_keys: Annotated[list[Text], Field(max_length=8)] | None = None
+    """As in a pod."""
+
+
+class PreferredPod(Model):
+    """As in a pod."""
+
+    weight: Weight
+    """1 to 100."""
+    pod_affinity_term: PodTerm
+    """Which pods."""
+
+
+class PodAffinity(Model):
+    """As in a pod."""
+
+    required_during_scheduling_ignored_during_execution: Annotated[list[PodTerm], Field(max_length=8)] | None = None
+    """As in a pod."""
+    preferred_during_scheduling_ignored_during_execution: Annotated[list[PreferredPod], Field(max_length=8)] | None = (
+        None
+    )
+    """As in a pod."""
+
+
+class Affinity(Model):
+    """As in a pod."""
+
+    node_affinity: NodeAffinity | None = None
+    """Which nodes."""
+    pod_affinity: PodAffinity | None = None
+    """Beside which pods."""
+    pod_anti_affinity: PodAffinity | None = None
+    """Away from which pods."""
+
+
+class Toleration(Model):
+    """As in a pod."""
+
+    key: Annotated[str, Field(max_length=316)] | None = None
+    """Taint key; absent with operator Exists tolerates every taint."""
+    operator: Literal["Exists", "Equal"] = "Equal"
+    """How value is compared. Default: Equal."""
+    value: LabelValue | None = None
+    """Taint value."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Absent tolerates every effect."""
+    toleration_seconds: Annotated[int, Field(ge=0)] | None = None
+    """How long a NoExecute taint is tolerated."""
+
+
+class Spread(Model):
+    """As in a pod."""
+
+    max_skew: Annotated[int, Field(ge=1)]
+    """As in a pod."""
+    topology_key: Text
+    """Node label whose values are counted over."""
+    when_unsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"]
+    """As in a pod."""
+    label_selector: LabelSelector | None = None
+    """Which pods are counted."""
+    min_domains: Annotated[int, Field(ge=1)] | None = None
+    """As in a pod."""
+    node_affinity_policy: Literal["Honor", "Ignore"] | None = None
+    """As in a pod."""
+    node_taints_policy: Literal["Honor", "Ignore"] | None = None
+    """As in a pod."""
+    match_label_keys: Annotated[list[Text], Field(max_length=8)] | None = None
+    """As in a pod."""
+
+
+class SELinuxOptions(Model):
+    """As in a pod."""
+
+    user: Text | None = None
+    """SELinux user."""
+    role: Text | None = None
+    """SELinux role."""
+    type: Text | None = None
+    """SELinux type."""
+    level: Text | None = None
+    """SELinux level."""
+
+
+NULLABLE = {"nullable": True}
+IdName = Literal["runAsUser", "runAsGroup", "fsGroup", "fsGroupChangePolicy"]
+IDS: tuple[IdName, ...] = get_args(IdName)
+
+
+class PodSecurityContext(Model):
+    """Ids of the pods; one that is not named stays as it is. Left out of the pod, so that the platform gives its own
+    (OpenShift): an id in `unset`, an id that is null, and all ids where securityContext is empty. Of these a null is
+    dropped on the way by `kubectl apply`, Helm and most tools that write YAML. runAsNonRoot, the seccomp profile and
+    the container's own limits stay the operator's."""
+
+    run_as_user: Annotated[Annotated[int, Field(ge=1, le=2_147_483_647)] | None, Field(json_schema_extra=NULLABLE)] = (
+        None
+    )
+    """User id. Null: left out."""
+    run_as_group: Annotated[GroupId | None, Field(json_schema_extra=NULLABLE)] = None
+    """Group id. Null: left out."""
+    fs_group: Annotated[GroupId | None, Field(json_schema_extra=NULLABLE)] = None
+    """Group that volumes are given to. Null: left out."""
+    fs_group_change_policy: Annotated[Literal["OnRootMismatch", "Always"] | None, Field(json_schema_extra=NULLABLE)] = (
+        None
+    )
+    """As in a pod. Null: left out."""
+    unset: Annotated[list[IdName], Field(max_length=4)] | None = None
+    """Names of ids that are left out of the pod."""
+    supplemental_groups: Annotated[list[GroupId], Field(max_length=16)] | None = None
+    """More groups of the process."""
+    supplemental_groups_policy: Literal["Merge", "Strict"] | None = None
+    """As in a pod."""
+    se_linux_options: SELinuxOptions | None = None
+    """As in a pod."""
+
+    @property
+    def left_out(self) -> list[str]:
+        """The ids that are taken away."""
+        if not self.to_wire() and not self.model_fields_set:
+            return list(IDS)
+        nulls = [
+            name for name in IDS if getattr(self, to_snake(name)) is None and to_snake(name) in self.model_fields_set
+        ]
+        return [*nulls, *(self.unset or [])]
+
+
+class EphemeralStorage(Model):
+    """Disk of the node that a pod may use. A pod that exceeds its limit is evicted, by its own fault."""
+
+    request: Quantity | None = None
+    """What the scheduler counts. Default: the limit, if there is one."""
+    limit: Quantity | None = None
+    """The most: of `/tmp`, of volumes of one's own on the node, and of the log together."""
+
+
+class StageTemplate(Model):
+    """What may be said about the pods of a stage."""
+
+    metadata: PodMetadata | None = None
+    """Labels and annotations."""
+    service_account_name: DnsName | None = None
+    """As in a pod. Its token is not mounted."""
+    image_pull_secrets: Annotated[list[LocalReference], Field(max_length=8)] | None = None
+    """As in a pod."""
+    runtime_class_name: DnsName | None = None
+    """As in a pod."""
+    scheduler_name: DnsName | None = None
+    """As in a pod."""
+    affinity: Affinity | None = None
+    """As in a pod."""
+    topology_spread_constraints: Annotated[list[Spread], Field(max_length=8)] | None = None
+    """As in a pod."""
+    node_selector: NodeLabels | None = None
+    """As in a pod."""
+    tolerations: Annotated[list[Toleration], Field(max_length=16)] | None = None
+    """As in a pod."""
+    security_context: PodSecurityContext | None = None
+    """As in a pod, ids alone."""
+    termination_grace_period_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = None
+    """Seconds for a last checkpoint after SIGTERM. Default: 120 in train, 30 in the others."""
+    env: Annotated[list[Variable], Field(max_length=32)] | None = None
+    """Variables of the trainer besides its own."""
+    volumes: Annotated[list[Volume], Field(max_length=16)] | None = None
+    """Volumes besides the trainer's own."""
+    volume_mounts: Annotated[list[Mount], Field(max_length=16)] | None = None
+    """Where they are mounted."""
+    ephemeral_storage: EphemeralStorage | None = None
+    """Request and limit of the node's disk."""
+
+
+class Stages(Model):
+    """What differs in one stage. `prepare` and `publish` hold no GPU and need no GPU nodes."""
+
+    prepare: StageTemplate | None = None
+    """Fetches model and data: the only stage that needs the network and the credentials."""
+    train: StageTemplate | None = None
+    """Holds the GPU."""
+    publish: StageTemplate | None = None
+    """Writes the output."""
+
+
+class PodTemplate(StageTemplate):
+    """What the pods of all stages look like, beyond what the operator decides. An edit counts from the next pod on.
+
+    What is said for one stage outweighs what is said for all, and a job outweighs the platform's template. Maps are
+    merged by key; env, volumes and imagePullSecrets by name, volumeMounts by path, topologySpreadConstraints by
+    topologyKey and whenUnsatisfiable; tolerations add up; anything else is replaced as a whole. What
+    scheduling says counts as if it were said here, for all stages."""
+
+    stages: Stages | None = None
+    """Per stage, what differs there."""
