@@ -5,7 +5,7 @@ A field exists here only if the operator or the trainer acts on it. Two axes car
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -402,8 +402,7 @@ class FineTuneJobSpec(Model):
     @property
     def named_jobs(self) -> list[str]:
         """Names of the FineTuneJobs whose artifacts this one needs, each once."""
-        places = [uris.parse(adapter.uri) for adapter in self.method.options.adapters]
-        return list(dict.fromkeys(place.name for place in places if place.scheme == "job"))
+        return jobs_named(self.to_wire())
 
     def with_artifacts(self, artifacts: Mapping[str, str]) -> "FineTuneJobSpec":
         """The same spec with each `job://name` replaced by the URI that `artifacts` has for the name."""
@@ -428,6 +427,14 @@ class FineTuneJobSpec(Model):
         if micro == "auto" and not (self.resources.gpus and self.resources.gpu_memory):
             return DEFAULT_BATCH
         return micro
+
+
+def jobs_named(spec: Any) -> list[str]:
+    """Names behind `job://` in a spec as it is stored, each once, whichever release wrote it."""
+    if isinstance(spec, str):
+        return [uris.parse(spec).name] if spec.startswith("job://") else []
+    parts = spec.values() if isinstance(spec, dict) else spec if isinstance(spec, list) else ()
+    return list(dict.fromkeys(name for part in parts for name in jobs_named(part)))
 
 
 class Metadata(Model):

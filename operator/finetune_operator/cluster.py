@@ -31,6 +31,9 @@ WATCHING = {"watch": "1", "allowWatchBookmarks": "1", "timeoutSeconds": str(WATC
 WATCH_SILENCE = 75
 """Bookmarks come every minute: a stream that is silent for longer is dead."""
 PAGE = 500
+UNKNOWN_FIELD = b"field not declared in schema"
+"""A 500 of an apply that another try would only repeat."""
+MERGE = "application/merge-patch+json"
 LONGEST_LINE = 2**21
 """Bytes of one object in a watch; etcd takes 1.5 MiB."""
 
@@ -123,6 +126,11 @@ class Cluster:
         path = kind.path(metadata["namespace"], metadata["name"], "status")
         return await self.request("PATCH", path, {"fieldManager": manager, "force": "true"}, body)
 
+    async def merge(self, kind: Kind, namespace: str, name: str, uid: str, metadata: Object) -> Object:
+        """Change metadata of that very object; None takes a field away. Raises Conflict when it is another one."""
+        body = {"metadata": {"uid": uid, **metadata}}
+        return await self.request("PATCH", kind.path(namespace, name), body=body, content=MERGE)
+
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         """Delete that very object, its dependants in the background; gone or replaced already is fine."""
         options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
@@ -152,12 +160,13 @@ class Cluster:
         path: str,
         query: Mapping[str, str] | None = None,
         body: Object | None = None,
+        content: str = "",
         attempts: int = ATTEMPTS,
         timeout: aiohttp.ClientTimeout = TIMEOUT,
     ) -> Object:
         """One request. Server errors and 429 are tried again: all our requests say the same when said twice."""
         data = None if body is None else json.dumps(body, separators=(",", ":"))
-        kind = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
+        kind = content or ("application/apply-patch+yaml" if method == "PATCH" else "application/json")
         for attempt in range(1, attempts + 1):
             try:
                 async with self._session.request(
@@ -169,7 +178,7 @@ class Cluster:
                         return answer
                     problem: Exception = _error(response.status, text)
                     wait = _retry_after(response)
-                    if response.status != 429 and response.status < 500:
+                    if response.status != 429 and (response.status < 500 or UNKNOWN_FIELD in text):
                         raise problem
             except (aiohttp.ClientError, TimeoutError) as failure:
                 problem, wait = failure, None

@@ -4,15 +4,17 @@ It decides what a raw field means and nothing about what follows from it. It doe
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from finetune_api import labels
 from finetune_api.events import ProgressReport
 from finetune_api.reasons import ConditionType, Reason
+from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec, Metadata
 from finetune_api.status import Artifact, FineTuneJobStatus
 
@@ -130,6 +132,16 @@ class StageJob:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """The volume that the stages share."""
+
+    name: str
+    uid: str
+    is_owned: bool = True
+    """It goes with the FineTuneJob; otherwise it was let go when the job failed."""
+
+
+@dataclass(frozen=True)
 class Health:
     """What the progress pages of the running pod say beside numbers: Training as it should, NoReports or Stalled."""
 
@@ -176,7 +188,7 @@ class Observed:
     """Why the spec cannot be read."""
     run: RunFile | None = None
     """None: there is none."""
-    has_workspace: bool = False
+    workspace: Claim | None = None
     jobs: Mapping[StageName, StageJob] = field(default_factory=dict)
     """The present Kubernetes Job of a stage."""
     replaced: StageJob | None = None
@@ -203,6 +215,10 @@ class Observed:
         return tuple(pod for pod in self.pods_of(stage) if job is not None and pod.owner == job.uid)
 
     @property
+    def has_workspace(self) -> bool:
+        return self.workspace is not None
+
+    @property
     def living(self) -> tuple[Pod, ...]:
         """Pods that still use the workspace, or may."""
         return tuple(pod for pod in self.pods if not pod.is_over)
@@ -227,12 +243,10 @@ def run_file(body: Object) -> RunFile:
     """Read the ConfigMap of a frozen run, whatever is in it: its digest says whether it is the one that was pinned."""
     text = body.get("data", {}).get(labels.RUN_FILE, "")
     try:
-        page = json.loads(text)
-        starts = [options.get("startFrom", {}) for options in page["spec"]["method"].values()]
-        adapters = [str(adapter["uri"]) for start in starts for adapter in start.get("adapters", ())]
-        return RunFile(digest(text), str(page.get("trainerImage", "")), tuple(adapters))
-    except (ValueError, AttributeError, TypeError, KeyError):
+        run = Run.model_validate_json(text, extra="ignore")
+    except ValidationError:
         return RunFile(digest(text))
+    return RunFile(digest(text), run.trainer_image, tuple(one.uri for one in run.spec.method.options.adapters))
 
 
 def seconds_between(start: str | None, end: str | None) -> float:

@@ -18,7 +18,7 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator import facts
 from finetune_operator.cluster import Cluster, Kind
 from finetune_operator.departed import Departed
-from finetune_operator.facts import STAGES, NamedJob, Observed, Pod
+from finetune_operator.facts import STAGES, Claim, NamedJob, Observed, Pod
 from finetune_operator.pods import RUN_PART, WORKSPACE_PART
 from finetune_operator.status import brought_back, is_finished, present_stage
 
@@ -58,7 +58,7 @@ async def observe(cluster: Cluster, body: Object, departed: Departed, thorough: 
     children = await asyncio.gather(
         *(cluster.get(kind, metadata.namespace, name) for kind, name in zip(kinds, [*kept, *names], strict=True))
     )
-    seen = _Children.sorted_out(metadata.uid, children)
+    seen = _Children.sorted_out(metadata.uid, children, has_begun=bare.status.started_at is not None)
     jobs = {one.name: one for one in [await _job(cluster, child) for child in seen.jobs]}
     for name in names[: len(numbers)]:
         if name not in jobs and (last := departed.job(metadata.uid, name)) is not None:
@@ -69,7 +69,7 @@ async def observe(cluster: Cluster, body: Object, departed: Departed, thorough: 
         spec=spec,
         problem=problem or bare.problem,
         run=facts.run_file(seen.run) if seen.run else None,
-        has_workspace=seen.has_workspace,
+        workspace=seen.workspace,
         jobs={jobs[name].stage: jobs[name] for name in names[: len(numbers)] if name in jobs},
         replaced=jobs.get(names[-1]) if number > 1 else None,
         pods=await _pods(cluster, await pods, departed.pods(metadata.uid)),
@@ -143,22 +143,25 @@ class _Children:
 
     def __init__(self) -> None:
         self.run: Object | None = None
-        self.has_workspace = False
+        self.workspace: Claim | None = None
         self.jobs: list[Object] = []
         self.conflicts: tuple[str, ...] = ()
 
     @classmethod
-    def sorted_out(cls, uid: str, children: Sequence[Object | None]) -> "_Children":
+    def sorted_out(cls, uid: str, children: Sequence[Object | None], has_begun: bool) -> "_Children":
         seen = cls()
         for child in children:
             if child is None:
                 continue
-            if facts.controller_of(child) != uid:
+            owner = facts.controller_of(child)
+            is_let_go = has_begun and not owner and child["metadata"].get("labels", {}).get(labels.JOB_UID_LABEL) == uid
+            if owner != uid and not (is_let_go and child["kind"] == "PersistentVolumeClaim"):
                 seen.conflicts += (f"{child.get('kind', 'object')} {child['metadata']['name']}",)
             elif child["kind"] == "ConfigMap":
                 seen.run = child
             elif child["kind"] == "PersistentVolumeClaim":
-                seen.has_workspace = "deletionTimestamp" not in child["metadata"]
+                if "deletionTimestamp" not in child["metadata"]:
+                    seen.workspace = Claim(child["metadata"]["name"], child["metadata"]["uid"], is_owned=owner == uid)
             else:
                 seen.jobs.append(child)
         return seen

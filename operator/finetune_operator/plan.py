@@ -6,7 +6,7 @@ A pure function. It may be called any number of times, from any state: what is d
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from finetune_api import labels
 from finetune_api import status as api
@@ -63,6 +63,10 @@ class Event:
     message: str
 
 
+WorkspaceFate = Literal["delete", "let go"]
+"""What becomes of the workspace of a job that has ended: it is deleted, or it outlives the job."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What to do, in this order: delete, create, status, progress, events; the status before all if `status_first`."""
@@ -78,6 +82,8 @@ class Plan:
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None
     """Seconds; None: not before something changes."""
+    workspace: WorkspaceFate | None = None
+    """None: leave it."""
     expire: bool = False
     """Delete the FineTuneJob itself: its time after the end is over."""
 
@@ -123,6 +129,7 @@ def plan(observed: Observed, settings: Settings, now: datetime) -> Plan:
     verdict = judge(seen)
     if verdict.is_over:
         past = history(observed, reached.stage, now, verdict.reason)
+        verdict = _with_kept_workspace(seen, verdict)
     deletions = _deletions(seen, verdict)
     if not verdict.is_over and seen.job is not None and seen.job in deletions:
         past = replace(past, stage=_with_another_job(past.stage))
@@ -137,6 +144,7 @@ def plan(observed: Observed, settings: Settings, now: datetime) -> Plan:
         progress=settled_progress(observed, verdict, now),
         events=_events(observed, status),
         requeue_after=SOON_SECONDS if deletions and not verdict.is_over else _requeue_after(seen, verdict),
+        workspace=_fate(seen, verdict),
     )
 
 
@@ -150,6 +158,27 @@ def _is_news(observed: Observed, new: api.FineTuneJobStatus) -> bool:
     return any(
         getattr(old, name) != getattr(new, name) for name in ("run", "stage", "dependencies", "limits", "attempts")
     )
+
+
+def _fate(seen: Situation, verdict: Verdict) -> WorkspaceFate | None:
+    """A record must not hold a disk; a failure must not lose one."""
+    claim, reclaim = seen.observed.workspace, seen.spec.resources.workspace.reclaim
+    if claim is None or not verdict.is_over:
+        return None
+    if verdict.phase == Phase.SUCCEEDED:
+        return "delete" if reclaim.on_success == "Delete" else None
+    if reclaim.on_failure == "Delete":
+        return "delete"
+    return "let go" if claim.is_owned else None
+
+
+def _with_kept_workspace(seen: Situation, verdict: Verdict) -> Verdict:
+    """A failed job says where its checkpoints are, and how to be rid of them."""
+    claim, reclaim = seen.observed.workspace, seen.spec.resources.workspace.reclaim
+    if claim is None or verdict.phase != Phase.FAILED or reclaim.on_failure == "Delete":
+        return verdict
+    kept = f"The workspace outlives the job: `kubectl delete pvc {claim.name}` when it is no longer needed."
+    return replace(verdict, message=f"{verdict.message} {kept}")
 
 
 def _after_the_end(observed: Observed, now: datetime) -> Plan:

@@ -20,10 +20,10 @@ from finetune_operator import metrics, objects
 from finetune_operator.cluster import ApiError, Cluster, Conflict, Kind, NotFound
 from finetune_operator.departed import Departed
 from finetune_operator.diagnosis import Obstacle, refused
-from finetune_operator.facts import Observed, StageName, seconds_between
+from finetune_operator.facts import Claim, Observed, StageName, seconds_between
 from finetune_operator.metrics import Key
 from finetune_operator.observe import CLAIMS, CONFIG_MAPS, EVENTS, FINETUNE_JOBS, JOBS, observe
-from finetune_operator.plan import Plan, plan
+from finetune_operator.plan import Plan, WorkspaceFate, plan
 from finetune_operator.progress import ProgressReader, Target
 from finetune_operator.settings import Settings
 from finetune_operator.status import condition
@@ -41,7 +41,10 @@ MILESTONES: dict[StageName, ConditionType] = {
     "publish": ConditionType.PUBLISHED,
 }
 EXISTS = Obstacle(Reason.NAME_CONFLICT, "")
-NOT_DECLARED = re.compile(r"(?:^|\s)\.status\.([A-Za-z0-9]+)[^\s:]*: field not declared in schema")
+
+
+NOT_DECLARED = re.compile(r"\.status\.(\S+): field not declared in schema")
+"""The API server names one field at a time."""
 
 
 class StatusWriter:
@@ -57,16 +60,17 @@ class StatusWriter:
         wire = status.over(stored)
         if wire == stored:
             return body, ()
-        uid, absent = body["metadata"]["uid"], ()
-        try:
-            return await self._write(key, uid, wire, MANAGER), ()
-        except ApiError as problem:
-            absent = tuple(dict.fromkeys(NOT_DECLARED.findall(problem.message)))
-            if not absent:
-                raise
-        log.warning("the CustomResourceDefinition is older than this operator: no status.%s", ", status.".join(absent))
-        left = {name: value for name, value in wire.items() if name not in absent}
-        return body if left == stored else await self._write(key, uid, left, MANAGER), absent
+        absent: list[str] = []
+        while True:
+            try:
+                return await self._write(key, body["metadata"]["uid"], wire, MANAGER), tuple(absent)
+            except ApiError as problem:
+                found = NOT_DECLARED.search(problem.message)
+                if found is None or found[1] in absent:
+                    raise
+                absent.append(found[1])
+                wire = _without(wire, found[1].split("."))
+                log.warning("the CustomResourceDefinition is older than this operator: no status.%s", found[1])
 
     async def progress(self, key: Key, uid: str, progress: api.Progress) -> None:
         """Show `progress`; a job that is gone or another by now is left alone."""
@@ -122,18 +126,31 @@ class Reconciler:
         """Decide and change the children; returns the job, what was decided upon, and what of it is left to say."""
         observed = await self._observe(key, body)
         decided = self._decide(observed)
-        body, refusal = await self._carry_out(key, body, decided)
+        body, refusal = await self._carry_out(key, body, observed, decided)
         if refusal is EXISTS:
             # A child exists that was thought absent: look at everything, and decide again.
             observed = await self._observe(key, body, thorough=True)
             decided = self._decide(observed)
-            body, refusal = await self._carry_out(key, body, decided)
+            body, refusal = await self._carry_out(key, body, observed, decided)
         if refusal is not None and refusal is not EXISTS:
             observed = replace(observed, refusal=(refusal.reason, refusal.message))
             decided = self._decide(observed)
         return body, observed, decided
 
-    async def _carry_out(self, key: Key, body: Object, decided: Plan) -> tuple[Object, Obstacle | None]:
+    async def _give_up(self, namespace: str, claim: Claim, fate: WorkspaceFate) -> None:
+        """Delete the workspace, or take our owner reference off it, so that it outlives the job."""
+        if fate == "delete":
+            await self._cluster.delete(CLAIMS, namespace, claim.name, claim.uid)
+            return
+        try:
+            # Conflict: another claim of that name, or the reference is gone.
+            await self._cluster.merge(CLAIMS, namespace, claim.name, claim.uid, {"ownerReferences": None})
+        except (NotFound, Conflict):
+            log.debug("the workspace %s is gone", claim.name)
+
+    async def _carry_out(
+        self, key: Key, body: Object, observed: Observed, decided: Plan
+    ) -> tuple[Object, Obstacle | None]:
         """Write what must be written first, delete, create; returns the job as it is then, and why a child could not be
         created."""
         if decided.status_first and decided.status is not None:
@@ -142,6 +159,8 @@ class Reconciler:
                 return body, Obstacle(Reason.DEFINITION_OUTDATED, "the definition of FineTuneJob has no status.run")
         for job in decided.delete:
             await self._cluster.delete(JOBS, job.namespace, job.name, job.uid)
+        if decided.workspace is not None and observed.workspace is not None:
+            await self._give_up(key[0], observed.workspace, decided.workspace)
         for manifest in decided.create:
             kind = KINDS[manifest["kind"]]
             try:
@@ -186,6 +205,16 @@ class Reconciler:
             log.debug("the Event is there already")
         except ApiError as problem:
             log.warning("an Event could not be written: %s", problem)
+
+
+def _without(value: Object, path: list[str]) -> Object:
+    """`value` without the field at the path; of a list's items (`conditions[type="Ready"]`), of all of them."""
+    name, _, item = path[0].partition("[")
+    if name not in value or (len(path) == 1 and not item):
+        return {key: part for key, part in value.items() if key != name}
+    part = value[name]
+    below = [_without(one, path[1:]) for one in part] if item else _without(part, path[1:])
+    return {**value, name: below}
 
 
 def _target(observed: Observed) -> Target | None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
 from finetune_api import labels
+from finetune_api.spec import jobs_named
 from finetune_operator.cluster import Change, Cluster
 from finetune_operator.departed import Departed
 from finetune_operator.metrics import Key
@@ -42,13 +43,6 @@ class Followers:
     def of(self, key: Key) -> list[Key]:
         """The jobs that name this one."""
         return [follower for follower, named in self._named.items() if key in named]
-
-
-def jobs_named(spec: Mapping[str, Any]) -> list[str]:
-    """Names behind `job://` in a spec as it is stored; the API server has checked its form."""
-    starts = [(options or {}).get("startFrom") or {} for options in (spec.get("method") or {}).values()]
-    found = (adapter["uri"] for start in starts for adapter in start.get("adapters", ()))
-    return [uri.removeprefix("job://") for uri in found if uri.startswith("job://")]
 
 
 _CHILD = re.compile(r"^(?P<job>.+)-[0-9a-f]{5}-(prepare|train|publish)(-[a-z0-9]{5})?$")

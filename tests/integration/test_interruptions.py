@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from integration.kubelet import PODS, Api, Job, eventually
+from integration.operators import Operator
 from integration.test_life import ARTIFACT, PREPARED, TRAINED, live
 
 pytestmark = pytest.mark.integration
@@ -103,7 +104,7 @@ def test_a_finished_job_lives_for_its_time_and_not_longer(api: Api, submit: Subm
 
 def test_a_deadline_counts_over_a_suspension(submit: Submit) -> None:
     """Suspended seconds are free, and a resume resets nothing: the active seconds of both attempts are added."""
-    job = submit(deadlineSeconds=4)
+    job = submit(deadlineSeconds=6)
     job.run_stage("prepare", **PREPARED)
     first = job.new_pod("train")
     first.start()
@@ -167,18 +168,24 @@ def test_a_child_deleted_by_hand_is_made_again(api: Api, submit: Submit) -> None
     eventually(other, "another prepare Job exists")
 
 
-def test_a_publish_whose_report_was_lost_is_repeated(api: Api, submit: Submit) -> None:
-    """When publish's pod vanished before anybody read its digest, publish runs again: it only has to verify."""
-    job = submit()
+def test_a_publish_whose_report_was_lost_is_repeated(
+    api: Api, start_operator: Callable[..., Operator], submit_alone: Submit
+) -> None:
+    """When publish's pod vanished while nobody looked, publish runs again: it only has to verify."""
+    operator = start_operator()
+    job = submit_alone()
     job.run_stage("prepare", **PREPARED)
     job.run_stage("train", **TRAINED)
     pod = job.new_pod("publish")
     pod.start()
-    job.edit(suspend=False)
+    operator.kill()
     path = f"{PODS.format(job.namespace)}/{pod.name}"
     api.delete(path)
     pod.end(0)
     api.delete(path, gracePeriodSeconds=0)
+    complete = lambda: "conditions" in (job.child_job("publish") or {}).get("status", {})  # noqa: E731
+    eventually(complete, "the Kubernetes Job has ended")
+    start_operator()
     eventually(lambda: [pod for pod in job.pods("publish") if pod.is_fresh()], "a second publish pod")
     job.run_stage("publish", **ARTIFACT)
     job.wait_phase("Succeeded")

@@ -8,7 +8,7 @@ from typing import Any
 from finetune_api import labels
 from finetune_api.spec import FineTuneJobSpec, Metadata
 from finetune_api.status import FineTuneJobStatus, PinnedRun
-from finetune_operator.facts import Observed, Pod, RunFile, StageJob, StageName, Termination, digest, timestamp
+from finetune_operator.facts import Claim, Observed, Pod, RunFile, StageJob, StageName, Termination, digest, timestamp
 from finetune_operator.objects import frozen_run, run_config_map, run_text
 from finetune_operator.settings import Settings
 
@@ -73,7 +73,7 @@ def observed(
         spec=wanted,
         status=status,
         run=RunFile(str(pinned(wanted).digest), SETTINGS.trainer_image) if started else None,
-        has_workspace=started,
+        workspace=Claim("workspace", "uid-of-workspace") if started else None,
         jobs={thing.stage: thing for thing in things if isinstance(thing, StageJob)},
         pods=tuple(thing for thing in things if isinstance(thing, Pod)),
         **fields,

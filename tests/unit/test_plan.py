@@ -22,6 +22,7 @@ from finetune_api.run import Run
 from finetune_api.status import Artifact, Attempt, FineTuneJobStatus, Usage
 from finetune_operator.facts import (
     STAGES,
+    Claim,
     NamedJob,
     Observed,
     Pod,
@@ -106,7 +107,8 @@ def test_the_frozen_run_names_artifacts_and_is_never_asked_again() -> None:
     assert [adapter.uri for adapter in run.spec.method.options.adapters] == ["pvc://models/first", "pvc://other/second"]
     assert {"pvc://models", "pvc://other"} <= set(run.mounts)
     assert first.status is not None
-    later = replace(seen, status=first.status, run=RunFile(digest(text)), has_workspace=True, named_jobs={})
+    later = replace(seen, status=first.status, run=RunFile(digest(text)), named_jobs={})
+    later = replace(later, workspace=Claim("workspace", "uid"))
     assert reason(after(later)) == Reason.PREPARING
 
 
@@ -254,7 +256,7 @@ class World(RuleBasedStateMachine):
         self.spec = spec(retry={"limit": 2})
         self.status = FineTuneJobStatus()
         self.run: RunFile | None = None
-        self.has_workspace = False
+        self.workspace: Claim | None = None
         self.jobs: dict[str, StageJob] = {}
         self.pods: list[Pod] = []
         self.numbers = 0
@@ -274,7 +276,7 @@ class World(RuleBasedStateMachine):
             seen,
             stored=self.status if status else None,
             run=self.run,
-            has_workspace=self.has_workspace,
+            workspace=self.workspace,
             jobs={stage: job} if job else {},
             replaced=before,
             pods=tuple(self.pods),
@@ -286,6 +288,9 @@ class World(RuleBasedStateMachine):
         for job in decided.delete:
             assert self.jobs[job.name].uid == job.uid
             self.remove(job)
+        if decided.workspace is not None:
+            assert self.workspace is not None
+            self.workspace = None if decided.workspace == "delete" else replace(self.workspace, is_owned=False)
         for manifest in decided.create:
             self.create(manifest)
         if decided.status is not None:
@@ -303,8 +308,8 @@ class World(RuleBasedStateMachine):
             assert self.run is None
             self.run = RunFile(digest(manifest["data"]["run.json"]))
         elif manifest["kind"] == "PersistentVolumeClaim":
-            assert not self.has_workspace
-            self.has_workspace = True
+            assert self.workspace is None
+            self.workspace = Claim(name, "uid")
         else:
             stage = manifest["metadata"]["labels"]["finetune.dev/stage"]
             assert all(one.stage != stage or one.is_finished for one in self.jobs.values()), "two Jobs of one stage"

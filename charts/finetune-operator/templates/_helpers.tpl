@@ -106,8 +106,11 @@ No Secrets: the kubelet alone reads those, when it mounts them. */}}
   resources: [jobs]
   verbs: [get, list, watch, create, delete]
 - apiGroups: [""]
-  resources: [configmaps, persistentvolumeclaims]
+  resources: [configmaps]
   verbs: [get, create]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get, create, patch, delete] # patch: a workspace that outlives its job; delete: one that is no longer needed
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
