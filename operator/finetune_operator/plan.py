@@ -333,7 +333,7 @@ def _run_changed(seen: Situation) -> Verdict | None:
             return None
         problem = f"the ConfigMap {name} was there before the job began, and is not its run: delete it"
     elif observed.run is None:
-        if not _has_begun(observed):
+        if not _is_under_way(observed):
             return None
         problem = f"the ConfigMap {name}, which holds the frozen run, is gone"
     elif observed.run.digest != pin.digest:
@@ -545,7 +545,7 @@ def _creations(seen: Situation, verdict: Verdict) -> tuple[tuple[Object, ...], a
     if job is not None or observed.replaced is not None or observed.living:
         return (), None
     pin, children = _pinned(observed), []
-    if pin is None or (observed.run is None and not _has_begun(observed)):
+    if pin is None or (observed.run is None and not _is_under_way(observed)):
         config_map, pin = _frozen(seen)
         children += [] if observed.run else [config_map]
     owner, spec = observed.metadata, _with_artifacts(seen)
@@ -576,6 +576,11 @@ def _has_begun(observed: Observed) -> bool:
     """Whether a pod of the job has run, by what nobody but the operator writes."""
     status = observed.status
     return bool(status.started_at or status.attempts or is_true(status, ConditionType.PREPARED))
+
+
+def _is_under_way(observed: Observed) -> bool:
+    """Whether anything was made of the frozen run: then its file was there before, as it is made first."""
+    return bool(_has_begun(observed) or observed.jobs or observed.replaced or observed.pods or observed.workspace)
 
 
 def _artifacts(seen: Situation) -> dict[str, str]:

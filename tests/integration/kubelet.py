@@ -211,10 +211,15 @@ class Pod:
         """The scheduler finds no node."""
         self._condition("PodScheduled", "False", "Unschedulable", message)
 
-    def wait(self, reason: str, message: str = "") -> None:
-        """The container waits."""
+    def wait(self, reason: str, message: str = "", init: str = "") -> None:
+        """The container waits, or an init container of that name."""
         self.schedule()
-        self._container({"waiting": {"reason": reason, "message": message}})
+        waiting = {"waiting": {"reason": reason, "message": message}}
+        if not init:
+            self._container(waiting)
+            return
+        blank = {"name": init, "image": "i", "imageID": "", "ready": False, "restartCount": 0, "state": waiting}
+        self._api.merge(f"{self._path}/status", {"status": {"initContainerStatuses": [blank]}})
 
     def complain(self, message: str, reason: str = "FailedMount") -> None:
         """The kubelet tells of a trouble that no status tells."""
@@ -235,16 +240,31 @@ class Pod:
 
     def end(self, code: int, report: Object | str | None = None, reason: str = "", seconds: float = 0) -> None:
         """The container ends with this exit code, this termination message and the kubelet's reason."""
-        message = report if isinstance(report, str) else json.dumps(report) if report is not None else ""
-        state = {
+        self._container({"terminated": self._ended(code, report, reason)}, phase="Succeeded" if code == 0 else "Failed")
+        self.finalise()
+
+    def outlive(self, other: str, code: int, report: Object | None = None) -> None:
+        """The trainer's container ends, and another one of the pod runs on."""
+        ended = {"name": "trainer", "state": {"terminated": self._ended(code, report)}}
+        left = {"name": other, "state": {"running": {"startedAt": self._started_at}}}
+        blank = {"image": "i", "imageID": "", "ready": False, "restartCount": 0}
+        statuses = [blank | ended, blank | left]
+        self._api.merge(f"{self._path}/status", {"status": {"phase": "Running", "containerStatuses": statuses}})
+
+    def evict(self, message: str, code: int = 137) -> None:
+        """The kubelet evicts the pod for what it used; no DisruptionTarget is set for a limit of its own."""
+        phase = {"phase": "Failed", "reason": "Evicted", "message": message}
+        self._api.merge(f"{self._path}/status", {"status": phase})
+        self._container({"terminated": self._ended(code)}, phase="Failed")
+
+    def _ended(self, code: int, report: Object | str | None = None, reason: str = "") -> Object:
+        return {
             "exitCode": code,
             "reason": reason or ("Completed" if code == 0 else "Error"),
-            "message": message,
+            "message": report if isinstance(report, str) else json.dumps(report) if report is not None else "",
             "startedAt": self._started_at,
             "finishedAt": stamp(),
         }
-        self._container({"terminated": state}, phase="Succeeded" if code == 0 else "Failed")
-        self.finalise()
 
     def finalise(self) -> None:
         """A pod that is being deleted goes, once its containers have ended."""
