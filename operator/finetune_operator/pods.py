@@ -142,7 +142,7 @@ def _container(spec: FineTuneJobSpec, stage: StageName, image: str, settings: Se
         "image": image,
         "imagePullPolicy": settings.image_pull_policy,
         "args": [stage, "--run", f"{labels.RUN_DIRECTORY}/{labels.RUN_FILE}", "--port", str(settings.trainer_port)],
-        "env": [{"name": name, "value": value} for name, value in _environment(spec).items()] + said.get("env", []),
+        "env": [{"name": name, "value": value} for name, value in environment(spec).items()] + said.get("env", []),
         "ports": [{"name": "progress", "containerPort": settings.trainer_port}],
         "resources": _resources(spec, stage, said.get("ephemeralStorage", {})),
         "securityContext": {
@@ -163,7 +163,7 @@ def _resources(spec: FineTuneJobSpec, stage: StageName, disk: Object) -> Object:
     return {kind: wanted | ({DISK: disk[field]} if field in disk else {}) for kind, field in bounds.items()}
 
 
-def _environment(spec: FineTuneJobSpec) -> dict[str, str]:
+def environment(spec: FineTuneJobSpec) -> dict[str, str]:
     """Only what libraries read before the trainer could tell them; the run itself is in the run file."""
     environment = {
         "HOME": "/tmp",
