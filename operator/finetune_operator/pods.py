@@ -165,16 +165,16 @@ def _resources(spec: FineTuneJobSpec, stage: StageName, disk: Object) -> Object:
 
 def environment(spec: FineTuneJobSpec) -> dict[str, str]:
     """Only what libraries read before the trainer could tell them; the run itself is in the run file."""
-    environment = {
+    own = {
         "HOME": "/tmp",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
         "OMP_NUM_THREADS": str(_threads(spec)),
     }
     if not any(uri.startswith("hf://") for uri in [spec.model.uri, *_read_by_prepare(spec)]):
-        return environment | {"HF_HUB_OFFLINE": "1"}
+        return own | {"HF_HUB_OFFLINE": "1"}
     # Nothing is fetched twice, so a cache of downloads would only fill /tmp.
-    return environment | {"HF_XET_CHUNK_CACHE_SIZE_BYTES": "0"}
+    return own | {"HF_XET_CHUNK_CACHE_SIZE_BYTES": "0"}
 
 
 def _threads(spec: FineTuneJobSpec) -> int:
