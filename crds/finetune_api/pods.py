@@ -6,7 +6,7 @@ together is the business of the operator's `pods`.
 """
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 from pydantic.alias_generators import to_snake
@@ -428,8 +428,26 @@ class EphemeralStorage(Model):
     """The most: of `/tmp`, of volumes of one's own on the node, and of the log together."""
 
 
+def _told_apart(field: str, by: str) -> Rule:
+    """No two items of a list have the same `by`: one of them would go unheard."""
+    name, key = to_snake(field), to_snake(by)
+
+    def holds(template: Any) -> bool:
+        keys = [getattr(item, key) for item in getattr(template, name) or []]
+        return len(keys) == len(set(keys))
+
+    rule = f"!has(self.{field}) || self.{field}.all(one, self.{field}.exists_one(other, other.{by} == one.{by}))"
+    return Rule(rule, f"{field}: two items have the same {by}", holds=holds)
+
+
 class StageTemplate(Model):
     """What may be said about the pods of a stage."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        _told_apart("env", "name"),
+        _told_apart("volumes", "name"),
+        _told_apart("volumeMounts", "mountPath"),
+    )
 
     metadata: PodMetadata | None = None
     """Labels and annotations."""
@@ -474,6 +492,23 @@ class Stages(Model):
     """Writes the output."""
 
 
+def _mounts_known(stage: str) -> Rule:
+    """What is mounted in all stages, or in one, is a volume of the same template."""
+    place = f".stages.{stage}" if stage else ""
+    guard = f"!has(self.stages) || !has(self{place}) || " if stage else ""
+    places = list(dict.fromkeys(["self", f"self{place}"]))
+    known = " || ".join(f"has({it}.volumes) && {it}.volumes.exists(volume, volume.name == mount.name)" for it in places)
+    mounts = f"self{place}.volumeMounts"
+
+    def holds(template: Any) -> bool:
+        own = getattr(template.stages, stage) if stage and template.stages else template
+        volumes = [one.name for where in (template, own) if where is not None for one in where.volumes or []]
+        return own is None or all(mount.name in volumes for mount in own.volume_mounts or [])
+
+    message = f"{f'{place}.volumeMounts'.removeprefix('.')}: each names one of the volumes of podTemplate"
+    return Rule(f"{guard}!has({mounts}) || {mounts}.all(mount, {known})", message, holds=holds)
+
+
 class PodTemplate(StageTemplate):
     """What the pods of all stages look like, beyond what the operator decides. An edit counts from the next pod on.
 
@@ -481,6 +516,11 @@ class PodTemplate(StageTemplate):
     merged by key; env, volumes and imagePullSecrets by name, volumeMounts by path, topologySpreadConstraints by
     topologyKey and whenUnsatisfiable; tolerations add up; anything else is replaced as a whole. What
     scheduling says counts as if it were said here, for all stages."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *StageTemplate.rules,
+        *(_mounts_known(stage) for stage in ("", "prepare", "train", "publish")),
+    )
 
     stages: Stages | None = None
     """Per stage, what differs there."""
