@@ -22,6 +22,11 @@ OWN_VARIABLES = ("HOME", "USER", "LOGNAME", "PATH", "TMPDIR", "OMP_NUM_THREADS",
                  "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "GCONV_PATH", "NVIDIA_VISIBLE_DEVICES")  # fmt: skip
 """What the operator sets, what chooses the code that runs, and what would hand out GPUs that were not asked for."""
 OWN_VARIABLE_PREFIXES = ("FINETUNE_", "PYTHON", "LD_")
+PLATFORM_VARIABLES = (
+    "HF_ENDPOINT",
+    *(case(f"{kind}_proxy") for kind in ("http", "https", "all", "no") for case in (str.upper, str)),
+)
+"""Which way out of the cluster downloads take, and so which addresses they reach: not for a job to say."""
 OWN_LABELS = (labels.MANAGED_BY_LABEL, labels.KUEUE_QUEUE_LABEL, "job-name", "controller-uid")
 OWN_LABEL_PREFIXES = (f"{labels.GROUP}/", "batch.kubernetes.io/")
 
@@ -524,3 +529,19 @@ class PodTemplate(StageTemplate):
 
     stages: Stages | None = None
     """Per stage, what differs there."""
+
+
+def _ways_out(stage: str) -> Rule:
+    """Of a job's spec: its pods take the platform's way out."""
+    place = f"podTemplate.stages.{stage}" if stage else "podTemplate"
+    guards = ["self.podTemplate", *(["self.podTemplate.stages", f"self.{place}"] if stage else []), f"self.{place}.env"]
+    absent = " || ".join(f"!has({guard})" for guard in guards)
+    listed = ", ".join(f"'{name}'" for name in PLATFORM_VARIABLES)
+    return Rule(
+        f"{absent} || !self.{place}.env.exists(one, one.name in [{listed}])",
+        f"{place}.env: {', '.join(PLATFORM_VARIABLES)} are the platform's to set (trainer.proxy, trainer.hfEndpoint or "
+        "trainer.podTemplate of the chart): leave them out",
+    )
+
+
+WAYS_OUT = tuple(_ways_out(stage) for stage in ("", *Stages.model_fields))

@@ -12,7 +12,7 @@ from pydantic import Field
 from finetune_api import labels, uris
 from finetune_api.frozen import frozen
 from finetune_api.methods import Lora, Method, methods_that
-from finetune_api.pods import NodeLabels, PodTemplate, Toleration
+from finetune_api.pods import WAYS_OUT, NodeLabels, PodTemplate, Toleration
 from finetune_api.schema import DnsLabel, DnsName, Model, Quantity, Rule, at_most_one_of, exactly_one_of, or_auto
 from finetune_api.sources import REVISION_OF_THE_HUB, Auth, not_a_local_file, stays_inside
 from finetune_api.uris import DATASET_FORMS, DATASET_PATTERN, MODEL_FORMS, MODEL_PATTERN, OUTPUT_FORMS, OUTPUT_PATTERN
@@ -342,6 +342,7 @@ class FineTuneJobSpec(Model):
 
     rules: ClassVar = (
         *(frozen(name, model, EDITABLE) for name, model in FROZEN.items()),
+        *WAYS_OUT,
         Rule(
             "!has(self.objective.classification) || self.dataset.packing != 'always'",
             "packing puts several records in one row; a classifier needs one record a row: leave dataset.packing out",

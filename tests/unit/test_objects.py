@@ -73,7 +73,7 @@ SPECS: dict[str, dict[str, Any]] = {
             "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
             "securityContext": {"unset": ["runAsUser", "runAsGroup"], "supplementalGroups": [4000]},
             "env": [
-                {"name": "HF_ENDPOINT", "value": "https://hub.example.com"},
+                {"name": "NCCL_DEBUG", "value": "INFO"},
                 {"name": "PROXY_PASSWORD", "valueFrom": {"secretKeyRef": {"name": "proxy", "key": "password"}}},
             ],
             "volumes": [
