@@ -272,11 +272,22 @@ class Workspace(Model):
     """Requested size."""
     storage_class_name: DnsName | None = None
     """Default: the cluster's default class."""
-    access_modes: Annotated[
-        list[Literal["ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany"]], Field(min_length=1, max_length=2)
-    ] = ["ReadWriteOnce"]
-    """What the claim asks of its class. With ReadWriteMany the stages may run on nodes, and in zones, apart."""
-    reclaim: Reclaim = Reclaim()
+    # No defaults in the CRD: an operator that runs on through an upgrade of it would refuse fields that it never saw.
+    access_modes: (
+        Annotated[
+            list[Literal["ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany"]], Field(min_length=1, max_length=2)
+        ]
+        | None
+    ) = None
+    """What the claim asks of its class. Default: ReadWriteOnce. With ReadWriteMany the stages may run on nodes, and in
+    zones, apart."""
+    reclaim: Reclaim | None = None
+    """Default: deleted after success, kept after a failure."""
+
+    def is_deleted_after(self, success: bool) -> bool:
+        """Whether the volume goes when the job has succeeded, or failed."""
+        reclaim = self.reclaim or Reclaim()
+        return (reclaim.on_success if success else reclaim.on_failure) == "Delete"
 
 
 class Resources(Model):

@@ -50,7 +50,10 @@ def run_config_map(run: Run) -> Object:
 def workspace_claim(run: Run) -> Object:
     """The volume that the stages share."""
     workspace = run.spec.resources.workspace
-    spec: Object = {"accessModes": list(workspace.access_modes), "resources": {"requests": {"storage": workspace.size}}}
+    spec: Object = {
+        "accessModes": list(workspace.access_modes or ["ReadWriteOnce"]),
+        "resources": {"requests": {"storage": workspace.size}},
+    }
     if workspace.storage_class_name:
         spec["storageClassName"] = workspace.storage_class_name
     return {
