@@ -1,7 +1,9 @@
 """Servers on loopback: the part of the Hugging Face Hub that its client asks for, and files over https."""
 
+import contextlib
 import hashlib
 import json
+import socket
 import ssl
 import subprocess
 import threading
@@ -36,8 +38,9 @@ class Answer:
 
 
 @contextmanager
-def hub(repositories: dict[str, Repository]) -> Iterator["Server"]:
-    """A hub with `models/org/name` and `datasets/org/name`, each with one branch, main, at COMMIT."""
+def hub(repositories: dict[str, Repository], context: ssl.SSLContext | None = None) -> Iterator["Server"]:
+    """A hub with `models/org/name` and `datasets/org/name`, each with one branch, main, at COMMIT; with a `context`
+    over TLS."""
 
     class Handler(Quiet):
         def do_HEAD(self) -> None:
@@ -66,13 +69,13 @@ def hub(repositories: dict[str, Repository]) -> Iterator["Server"]:
             files = [{"rfilename": path, "size": len(content)} for path, content in found.files.items()]
             return json.dumps({"id": name, "sha": COMMIT, "siblings": files}).encode()
 
-    with serving(Handler) as server:
+    with serving(Handler, context) as server:
         yield server
 
 
 @contextmanager
-def https(answers: dict[str, Answer], folder: Path) -> Iterator["Server"]:
-    """A server of files over TLS; its certificate is `folder`/cert.pem."""
+def https(answers: dict[str, Answer], folder: Path, *names: str) -> Iterator["Server"]:
+    """A server of files over TLS, for localhost and these names; its certificate is `folder`/cert.pem."""
 
     class Handler(Quiet):
         def do_GET(self) -> None:
@@ -84,26 +87,52 @@ def https(answers: dict[str, Answer], folder: Path) -> Iterator["Server"]:
                 return self.say(401, b"", {})
             return self.say(answer.code, answer.body, answer.headers)
 
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    subprocess.run(
-        [*command, "-keyout", folder / "key.pem", "-out", folder / "cert.pem"], check=True, capture_output=True
-    )
+    with serving(Handler, certified(folder, "localhost", *names)) as server:
+        yield server
+
+
+def certified(folder: Path, *names: str) -> ssl.SSLContext:
+    """TLS with a certificate for 127.0.0.1 and these names that nobody but `folder`/cert.pem vouches for."""
+    known = ",".join(["IP:127.0.0.1", *(f"DNS:{name}" for name in names)])
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-days", "2", "-subj", f"/CN={names[0]}", "-addext", f"subjectAltName={known}"]
+    files = ["-keyout", folder / "key.pem", "-out", folder / "cert.pem"]
+    subprocess.run([*command, *files], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
-    with serving(Handler, context) as server:
+    return context
+
+
+@contextmanager
+def proxy(places: dict[str, int]) -> Iterator["Server"]:
+    """A forward proxy: it alone knows at which local port the hosts of `places` (`name:443`) are."""
+
+    class Handler(Quiet):
+        def do_CONNECT(self) -> None:
+            self.seen.append(self.path)
+            if self.path not in places:
+                return self.say(403, b"", {})
+            with socket.create_connection(("127.0.0.1", places[self.path])) as there:
+                self.send_response(200)
+                self.end_headers()
+                back = threading.Thread(target=_pump, args=(there, self.connection), daemon=True)
+                back.start()
+                _pump(self.connection, there)
+                back.join()
+            self.close_connection = True
+
+    with serving(Handler) as server:
         yield server
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    """Pass on what comes until it ends."""
+    with contextlib.suppress(OSError):
+        while block := source.recv(65536):
+            target.sendall(block)
+    for end in (source, target):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
 
 
 class Quiet(BaseHTTPRequestHandler):
@@ -127,6 +156,10 @@ class Server:
 
     url: str
     seen: list[str]
+
+    @property
+    def port(self) -> int:
+        return urlsplit(self.url).port or 0
 
 
 @contextmanager

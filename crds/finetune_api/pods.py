@@ -6,7 +6,7 @@ together is the business of the operator's `pods`.
 """
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 from pydantic.alias_generators import to_snake
@@ -22,6 +22,11 @@ OWN_VARIABLES = ("HOME", "USER", "LOGNAME", "PATH", "TMPDIR", "OMP_NUM_THREADS",
                  "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "GCONV_PATH", "NVIDIA_VISIBLE_DEVICES")  # fmt: skip
 """What the operator sets, what chooses the code that runs, and what would hand out GPUs that were not asked for."""
 OWN_VARIABLE_PREFIXES = ("FINETUNE_", "PYTHON", "LD_")
+PLATFORM_VARIABLES = (
+    "HF_ENDPOINT",
+    *(case(f"{kind}_proxy") for kind in ("http", "https", "all", "no") for case in (str.upper, str)),
+)
+"""Which way out of the cluster downloads take, and so which addresses they reach: not for a job to say."""
 OWN_LABELS = (labels.MANAGED_BY_LABEL, labels.KUEUE_QUEUE_LABEL, "job-name", "controller-uid")
 OWN_LABEL_PREFIXES = (f"{labels.GROUP}/", "batch.kubernetes.io/")
 
@@ -428,8 +433,26 @@ class EphemeralStorage(Model):
     """The most: of `/tmp`, of volumes of one's own on the node, and of the log together."""
 
 
+def _told_apart(field: str, by: str) -> Rule:
+    """No two items of a list have the same `by`: one of them would go unheard."""
+    name, key = to_snake(field), to_snake(by)
+
+    def holds(template: Any) -> bool:
+        keys = [getattr(item, key) for item in getattr(template, name) or []]
+        return len(keys) == len(set(keys))
+
+    rule = f"!has(self.{field}) || self.{field}.all(one, self.{field}.exists_one(other, other.{by} == one.{by}))"
+    return Rule(rule, f"{field}: two items have the same {by}", holds=holds)
+
+
 class StageTemplate(Model):
     """What may be said about the pods of a stage."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        _told_apart("env", "name"),
+        _told_apart("volumes", "name"),
+        _told_apart("volumeMounts", "mountPath"),
+    )
 
     metadata: PodMetadata | None = None
     """Labels and annotations."""
@@ -474,6 +497,23 @@ class Stages(Model):
     """Writes the output."""
 
 
+def _mounts_known(stage: str) -> Rule:
+    """What is mounted in all stages, or in one, is a volume of the same template."""
+    place = f".stages.{stage}" if stage else ""
+    guard = f"!has(self.stages) || !has(self{place}) || " if stage else ""
+    places = list(dict.fromkeys(["self", f"self{place}"]))
+    known = " || ".join(f"has({it}.volumes) && {it}.volumes.exists(volume, volume.name == mount.name)" for it in places)
+    mounts = f"self{place}.volumeMounts"
+
+    def holds(template: Any) -> bool:
+        own = getattr(template.stages, stage) if stage and template.stages else template
+        volumes = [one.name for where in (template, own) if where is not None for one in where.volumes or []]
+        return own is None or all(mount.name in volumes for mount in own.volume_mounts or [])
+
+    message = f"{f'{place}.volumeMounts'.removeprefix('.')}: each names one of the volumes of podTemplate"
+    return Rule(f"{guard}!has({mounts}) || {mounts}.all(mount, {known})", message, holds=holds)
+
+
 class PodTemplate(StageTemplate):
     """What the pods of all stages look like, beyond what the operator decides. An edit counts from the next pod on.
 
@@ -482,5 +522,26 @@ class PodTemplate(StageTemplate):
     topologyKey and whenUnsatisfiable; tolerations add up; anything else is replaced as a whole. What
     scheduling says counts as if it were said here, for all stages."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *StageTemplate.rules,
+        *(_mounts_known(stage) for stage in ("", "prepare", "train", "publish")),
+    )
+
     stages: Stages | None = None
     """Per stage, what differs there."""
+
+
+def _ways_out(stage: str) -> Rule:
+    """Of a job's spec: its pods take the platform's way out."""
+    place = f"podTemplate.stages.{stage}" if stage else "podTemplate"
+    guards = ["self.podTemplate", *(["self.podTemplate.stages", f"self.{place}"] if stage else []), f"self.{place}.env"]
+    absent = " || ".join(f"!has({guard})" for guard in guards)
+    listed = ", ".join(f"'{name}'" for name in PLATFORM_VARIABLES)
+    return Rule(
+        f"{absent} || !self.{place}.env.exists(one, one.name in [{listed}])",
+        f"{place}.env: {', '.join(PLATFORM_VARIABLES)} are the platform's to set (trainer.proxy, trainer.hfEndpoint or "
+        "trainer.podTemplate of the chart): leave them out",
+    )
+
+
+WAYS_OUT = tuple(_ways_out(stage) for stage in ("", *Stages.model_fields))

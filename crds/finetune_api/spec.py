@@ -12,7 +12,7 @@ from pydantic import Field
 from finetune_api import labels, uris
 from finetune_api.frozen import frozen
 from finetune_api.methods import Lora, Method, methods_that
-from finetune_api.pods import NodeLabels, PodTemplate, Toleration
+from finetune_api.pods import WAYS_OUT, NodeLabels, PodTemplate, Toleration
 from finetune_api.schema import DnsLabel, DnsName, Model, Quantity, Rule, at_most_one_of, exactly_one_of, or_auto
 from finetune_api.sources import REVISION_OF_THE_HUB, Auth, not_a_local_file, stays_inside
 from finetune_api.uris import DATASET_FORMS, DATASET_PATTERN, MODEL_FORMS, MODEL_PATTERN, OUTPUT_FORMS, OUTPUT_PATTERN
@@ -272,11 +272,22 @@ class Workspace(Model):
     """Requested size."""
     storage_class_name: DnsName | None = None
     """Default: the cluster's default class."""
-    access_modes: Annotated[
-        list[Literal["ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany"]], Field(min_length=1, max_length=2)
-    ] = ["ReadWriteOnce"]
-    """What the claim asks of its class. With ReadWriteMany the stages may run on nodes, and in zones, apart."""
-    reclaim: Reclaim = Reclaim()
+    # No defaults in the CRD: an operator that runs on through an upgrade of it would refuse fields that it never saw.
+    access_modes: (
+        Annotated[
+            list[Literal["ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany"]], Field(min_length=1, max_length=2)
+        ]
+        | None
+    ) = None
+    """What the claim asks of its class. Default: ReadWriteOnce. With ReadWriteMany the stages may run on nodes, and in
+    zones, apart."""
+    reclaim: Reclaim | None = None
+    """Default: deleted after success, kept after a failure."""
+
+    def is_deleted_after(self, success: bool) -> bool:
+        """Whether the volume goes when the job has succeeded, or failed."""
+        reclaim = self.reclaim or Reclaim()
+        return (reclaim.on_success if success else reclaim.on_failure) == "Delete"
 
 
 class Resources(Model):
@@ -346,6 +357,7 @@ class FineTuneJobSpec(Model):
 
     rules: ClassVar = (
         *(frozen(name, model, EDITABLE) for name, model in FROZEN.items()),
+        *WAYS_OUT,
         Rule(
             "!has(self.objective.classification) || self.dataset.packing != 'always'",
             "packing puts several records in one row; a classifier needs one record a row: leave dataset.packing out",

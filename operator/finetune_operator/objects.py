@@ -74,7 +74,7 @@ def workspace_claim(metadata: Metadata, spec: FineTuneJobSpec) -> Object:
     """The volume that the stages share."""
     workspace = spec.resources.workspace
     claim: Object = {
-        "accessModes": list(workspace.access_modes),
+        "accessModes": list(workspace.access_modes or ["ReadWriteOnce"]),
         "resources": {"requests": {"storage": workspace.size}},
     }
     if workspace.storage_class_name:

@@ -60,7 +60,7 @@ def pod_template(metadata: Metadata, spec: FineTuneJobSpec, stage: StageName, im
     `metadata` and `spec` are the FineTuneJob's own as they are now, `job://` replaced: what a pod may mount follows
     from what its author was admitted with.
     """
-    said = merged(stage, _own(stage, settings), settings.pod_template, spec)
+    said = merged(stage, _own(spec, stage, settings), settings.pod_template, spec)
     return {
         "metadata": _pod_metadata(metadata, stage, said.get("metadata", {}), settings),
         "spec": _pod(metadata, spec, stage, image, settings, said),
@@ -75,13 +75,14 @@ def kueue_labels(metadata: Metadata, spec: FineTuneJobSpec) -> dict[str, str]:
     return found | ({labels.KUEUE_QUEUE_LABEL: spec.scheduling.queue} if spec.scheduling.queue else {})
 
 
-def _own(stage: StageName, settings: Settings) -> Object:
+def _own(spec: FineTuneJobSpec, stage: StageName, settings: Settings) -> Object:
     """What platform and job may say otherwise."""
     ids = {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER, "fsGroupChangePolicy": "OnRootMismatch"}
     return {
         "terminationGracePeriodSeconds": TRAIN_GRACE_SECONDS if stage == "train" else GRACE_SECONDS,
         "securityContext": ids,
         "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
+        "env": [{"name": name, "value": value} for name, value in environment(spec).items()],
     }
 
 
@@ -142,7 +143,7 @@ def _container(spec: FineTuneJobSpec, stage: StageName, image: str, settings: Se
         "image": image,
         "imagePullPolicy": settings.image_pull_policy,
         "args": [stage, "--run", f"{labels.RUN_DIRECTORY}/{labels.RUN_FILE}", "--port", str(settings.trainer_port)],
-        "env": [{"name": name, "value": value} for name, value in _environment(spec).items()] + said.get("env", []),
+        "env": said["env"],
         "ports": [{"name": "progress", "containerPort": settings.trainer_port}],
         "resources": _resources(spec, stage, said.get("ephemeralStorage", {})),
         "securityContext": {
@@ -163,18 +164,18 @@ def _resources(spec: FineTuneJobSpec, stage: StageName, disk: Object) -> Object:
     return {kind: wanted | ({DISK: disk[field]} if field in disk else {}) for kind, field in bounds.items()}
 
 
-def _environment(spec: FineTuneJobSpec) -> dict[str, str]:
+def environment(spec: FineTuneJobSpec) -> dict[str, str]:
     """Only what libraries read before the trainer could tell them; the run itself is in the run file."""
-    environment = {
+    own = {
         "HOME": "/tmp",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
         "OMP_NUM_THREADS": str(_threads(spec)),
     }
     if not any(uri.startswith("hf://") for uri in [spec.model.uri, *_read_by_prepare(spec)]):
-        return environment | {"HF_HUB_OFFLINE": "1"}
+        return own | {"HF_HUB_OFFLINE": "1"}
     # Nothing is fetched twice, so a cache of downloads would only fill /tmp.
-    return environment | {"HF_XET_CHUNK_CACHE_SIZE_BYTES": "0"}
+    return own | {"HF_XET_CHUNK_CACHE_SIZE_BYTES": "0"}
 
 
 def _threads(spec: FineTuneJobSpec) -> int:

@@ -56,7 +56,7 @@ def refusals(text: str) -> set[str]:
     if "strict decoding error" in text:  # all unknown fields, and nothing else is looked at
         return set(re.findall(r'unknown field "[^"]+"', text))
     listed = text.partition(" is invalid: ")[2].strip().removeprefix("[").removesuffix("]")
-    messages = re.split(r", (?=(?:<nil>|[a-zA-Z]+[.][][.\w]+): )", listed)
+    messages = re.split(r", (?=(?:<nil>|spec|[a-zA-Z]+[.][][.\w]+): )", listed)
     return {message.removeprefix("<nil>: ") for message in messages if not _is_repeated(message, messages)}
 
 

@@ -596,6 +596,21 @@ def test_a_secret_opens_a_private_model(tmp_path: Path, online: Any) -> None:
         assert refusal(run) == ("AccessDenied", told)
 
 
+def test_the_key_of_a_secret_can_be_named(tmp_path: Path, online: Any) -> None:
+    """A Secret that another tool made has its token under that tool's name."""
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "api-key").write_text("hf_right\n")
+    files, source = hub_files(tmp_path / "original"), jsonl(tmp_path / "a.jsonl", PAIRS)
+    mounts = {"secret://hub": str(tmp_path / "secret")}
+    with servers.hub({"models/team/model": servers.Repository(files, token="hf_right")}) as server:
+        online(server.url)
+        model = {"uri": HUB_MODEL, "auth": {"secretName": "hub", "key": "api-key"}}
+        prepared(run_of(tmp_path, source, model=model, mounts=mounts))
+        model["auth"]["key"] = "other"
+        told = "spec.model.auth.secretName: the Secret hub has no key `other`"
+        assert refusal(run_of(tmp_path / "other", source, model=model, mounts=mounts)) == ("AccessDenied", told)
+
+
 def test_a_hub_adapter_is_pinned_and_fetched_once(tmp_path: Path, online: Any) -> None:
     """With its own Secret; its commit is recorded, its pictures stay there, and what was downloaded goes."""
     files = {path.name: path.read_bytes() for path in adapters.adapter(tmp_path / "original").iterdir()}

@@ -73,7 +73,7 @@ SPECS: dict[str, dict[str, Any]] = {
             "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
             "securityContext": {"unset": ["runAsUser", "runAsGroup"], "supplementalGroups": [4000]},
             "env": [
-                {"name": "HF_ENDPOINT", "value": "https://hub.example.com"},
+                {"name": "NCCL_DEBUG", "value": "INFO"},
                 {"name": "PROXY_PASSWORD", "valueFrom": {"secretKeyRef": {"name": "proxy", "key": "password"}}},
             ],
             "volumes": [
@@ -145,3 +145,29 @@ def test_two_steps_of_one_second_are_two_events() -> None:
     said = [objects.event(metadata, "Normal", "Training", message, now) for message in ("one", "two", "two")]
     names = [event["metadata"]["name"] for event in said]
     assert names[0] != names[1] == names[2]
+
+
+@pytest.mark.parametrize(
+    ("reclaim", "after_success", "after_failure"),
+    [
+        (None, True, False),
+        ({}, True, False),
+        ({"onSuccess": "Retain"}, False, False),
+        ({"onFailure": "Delete"}, True, True),
+    ],
+)
+def test_a_workspace_goes_with_success_and_stays_with_failure(
+    reclaim: dict[str, str] | None, after_success: bool, after_failure: bool
+) -> None:
+    """The record of a job holds no disk, and a failure loses none, unless the job says otherwise."""
+    workspace = spec(resources={"workspace": {"reclaim": reclaim}}).resources.workspace
+    assert (workspace.is_deleted_after(True), workspace.is_deleted_after(False)) == (after_success, after_failure)
+
+
+def test_the_workspace_asks_for_what_the_job_says() -> None:
+    """ReadWriteOnce unless it says otherwise."""
+    modes = [
+        objects.workspace_claim(run_of(spec(resources={"workspace": workspace})))["spec"]["accessModes"]
+        for workspace in ({}, {"accessModes": ["ReadWriteMany"]})
+    ]
+    assert modes == [["ReadWriteOnce"], ["ReadWriteMany"]]

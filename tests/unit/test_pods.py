@@ -165,6 +165,14 @@ def test_maps_are_merged_by_key_and_lists_by_name() -> None:
     assert pod(wanted, "prepare", platform)["nodeSelector"] == {"pool": "cpu", "zone": "a", "disk": "fast"}
 
 
+def test_a_variable_is_said_once() -> None:
+    """Also one that the operator sets and that is not its alone: a list with a name twice is refused by some tools."""
+    job = {"env": [{"name": "HF_XET_CHUNK_CACHE_SIZE_BYTES", "value": "1000000"}]}
+    names = [one["name"] for one in container(pod(spec(podTemplate=job)))["env"]]
+    assert len(names) == len(set(names))
+    assert job["env"][0] in container(pod(spec(podTemplate=job)))["env"]
+
+
 def test_a_volume_that_a_stage_mounts_nowhere_is_not_its_own() -> None:
     """prepare does not wait for a claim that only training needs."""
     job = {

@@ -72,6 +72,8 @@ def test_the_pod_template_is_read_whole() -> None:
         ('{"volumeMounts": [{"name": "a", "mountPath": "/workspace"}]}', "volumeMounts[0].mountPath"),
         ('{"volumeMounts": [{"name": "a", "mountPath": "/mnt/../etc"}]}', "volumeMounts[0].mountPath"),
         ('{"securityContext": {"runAsUser": 0}}', "securityContext.runAsUser"),
+        ('{"volumeMounts": [{"name": "a", "mountPath": "/mnt/a"}]}', "PodTemplate: volumeMounts: each names one"),
+        ('{"env": [{"name": "A", "value": "a"}, {"name": "A", "value": "b"}]}', "PodTemplate: env: two items"),
         ('{"stages": {"train": {"image": "mine"}}}', "stages.train.image: Extra inputs are not permitted"),
     ],
 )

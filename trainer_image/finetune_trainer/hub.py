@@ -79,11 +79,11 @@ def place(run: Run, uri: str, field: str, reason: Reason, auth: Auth | None) -> 
     if auth is None:
         return Place(uri, field, reason)
     try:
-        token = run.secret(auth.secret_name).read_text(encoding="utf-8").strip()
+        token = run.secret(auth.secret_name, auth.key or "token").read_text(encoding="utf-8").strip()
     except (KeyError, OSError, UnicodeDecodeError):
         token = ""
     if not token:
-        message = f"{field}.auth.secretName: the Secret {auth.secret_name} has no key `token`"
+        message = f"{field}.auth.secretName: the Secret {auth.secret_name} has no key `{auth.key or 'token'}`"
         raise Failure(Reason.ACCESS_DENIED, message)
     return Place(uri, field, reason, token)
 
