@@ -402,7 +402,7 @@ class FineTuneJobSpec(Model):
     retry: Retry = Retry()
     suspend: bool = False
     """True: the run is checkpointed and its pods end; false: it goes on where it stopped."""
-    restarts: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    restarts: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     """Raise it to try again: a job that has failed goes on from its last checkpoint, and one that runs starts a new
     attempt. A job that has succeeded is not run again."""
     deadline_seconds: Annotated[int, Field(ge=1)] | None = None
@@ -467,7 +467,8 @@ class Metadata(Model):
 ROOT_RULES = (
     Rule(
         "!has(oldSelf.status) || !has(oldSelf.status.phase) || oldSelf.status.phase != 'Succeeded' || "
-        "self.spec.restarts == oldSelf.spec.restarts",
+        "(has(self.spec.restarts) ? self.spec.restarts : 0) == "
+        "(has(oldSelf.spec.restarts) ? oldSelf.spec.restarts : 0)",
         "spec.restarts: a job that has succeeded is not run again: apply it under a new name",
     ),
     Rule(

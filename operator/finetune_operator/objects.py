@@ -22,8 +22,6 @@ from finetune_operator.settings import Settings
 
 Object = dict[str, Any]
 
-INPUTS = ("scheduling", "pod_template")
-"""Stanzas that pods are made from, beside their cpu and memory, and that may be edited."""
 TTL_SECONDS = 2**31 - 1
 """The longest that Kubernetes takes: 68 years."""
 
@@ -90,8 +88,12 @@ def workspace_claim(metadata: Metadata, spec: FineTuneJobSpec) -> Object:
 def inputs(spec: FineTuneJobSpec) -> str:
     """A digest of that part of the spec which pods are made from and which may be edited. What is at its default is
     left out: a field more, in another release, changes no digest."""
-    parts = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=set(INPUTS))
-    written = {**parts, "resources": {name: getattr(spec.resources, name) for name in ("cpu", "memory")}}
+    template = spec.pod_template.model_dump(mode="json", exclude_unset=True) if spec.pod_template else None
+    written = {
+        "scheduling": spec.scheduling.model_dump(mode="json", exclude_defaults=True),
+        "resources": [spec.resources.cpu, spec.resources.memory],
+        "podTemplate": template,  # without defaults, and with nulls that mean something
+    }
     return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -162,20 +162,18 @@ def _is_news(observed: Observed, new: api.FineTuneJobStatus) -> bool:
 
 def _fate(seen: Situation, verdict: Verdict) -> WorkspaceFate | None:
     """A record must not hold a disk; a failure must not lose one."""
-    claim, reclaim = seen.observed.workspace, seen.spec.resources.workspace.reclaim
+    claim, success = seen.observed.workspace, verdict.phase == Phase.SUCCEEDED
     if claim is None or not verdict.is_over:
         return None
-    if verdict.phase == Phase.SUCCEEDED:
-        return "delete" if reclaim.on_success == "Delete" else None
-    if reclaim.on_failure == "Delete":
+    if seen.spec.resources.workspace.is_deleted_after(success):
         return "delete"
-    return "let go" if claim.is_owned else None
+    return "let go" if claim.is_owned and not success else None
 
 
 def _with_kept_workspace(seen: Situation, verdict: Verdict) -> Verdict:
     """A failed job says where its checkpoints are, and how to be rid of them."""
-    claim, reclaim = seen.observed.workspace, seen.spec.resources.workspace.reclaim
-    if claim is None or verdict.phase != Phase.FAILED or reclaim.on_failure == "Delete":
+    claim = seen.observed.workspace
+    if claim is None or verdict.phase != Phase.FAILED or seen.spec.resources.workspace.is_deleted_after(False):
         return verdict
     kept = f"The workspace outlives the job: `kubectl delete pvc {claim.name}` when it is no longer needed."
     return replace(verdict, message=f"{verdict.message} {kept}")
@@ -512,7 +510,7 @@ def _is_replaced(seen: Situation, job: StageJob, verdict: Verdict) -> bool:
     if is_complete(seen.observed, seen.stage):
         return verdict.reason is Reason.RETRYING  # its report is lost
     limits, pod = seen.observed.status.limits, seen.newest
-    if limits is not None and seen.spec.restarts > limits.restarts:
+    if limits is not None and (seen.spec.restarts or 0) > limits.restarts:
         return True
     has_drifted = bool(job.inputs) and job.inputs != objects.inputs(seen.spec)
     if pod is None or not (pod.has_started or pod.is_over):

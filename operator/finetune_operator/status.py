@@ -97,7 +97,7 @@ def brought_back(spec: FineTuneJobSpec | None, status: api.FineTuneJobStatus) ->
 
 def _is_raised(spec: FineTuneJobSpec, limits: api.Limits | None, reason: str) -> bool:
     before = limits or api.Limits()
-    if spec.restarts > before.restarts:
+    if (spec.restarts or 0) > before.restarts:
         return True
     if reason == Reason.DEADLINE_EXCEEDED:
         was = before.deadline_seconds
@@ -159,7 +159,9 @@ def summarise(
         run=run,
         dependencies=dependencies(observed),
         stage=past.stage if run else None,
-        limits=api.Limits(deadline_seconds=spec.deadline_seconds, retry_limit=spec.retry.limit, restarts=spec.restarts),
+        limits=api.Limits(
+            deadline_seconds=spec.deadline_seconds, retry_limit=spec.retry.limit, restarts=spec.restarts or 0
+        ),
         plan=reached.plan,
         data=reached.data,
         attempts=list(past.attempts),

@@ -191,4 +191,4 @@ def test_the_list_shows_the_columns_that_people_look_for(control_plane: ControlP
     """Phase, progress, loss, ETA and age; the artifact with `-o wide`."""
     head = control_plane.kubectl("get", "ftj", "-o", "wide").splitlines()[0].split()
 
-    assert head == ["NAME", "PHASE", "PROGRESS", "LOSS", "ETA", "ARTIFACT", "AGE"]
+    assert head == ["NAME", "PHASE", "REASON", "PROGRESS", "LOSS", "ETA", "ARTIFACT", "AGE"]

@@ -167,7 +167,7 @@ def test_a_workspace_goes_with_success_and_stays_with_failure(
 def test_the_workspace_asks_for_what_the_job_says() -> None:
     """ReadWriteOnce unless it says otherwise."""
     modes = [
-        objects.workspace_claim(run_of(spec(resources={"workspace": workspace})))["spec"]["accessModes"]
+        objects.workspace_claim(METADATA, spec(resources={"workspace": workspace}))["spec"]["accessModes"]
         for workspace in ({}, {"accessModes": ["ReadWriteMany"]})
     ]
     assert modes == [["ReadWriteOnce"], ["ReadWriteMany"]]

@@ -410,7 +410,7 @@ class World(RuleBasedStateMachine):
         """Somebody has mended what was wrong, and wants another try."""
         self.restarts += 1
         self.ends.clear()
-        self.spec = self.spec.model_copy(update={"restarts": self.spec.restarts + 1})
+        self.spec = self.spec.model_copy(update={"restarts": (self.spec.restarts or 0) + 1})
 
     @rule(seconds=st.integers(1, 20))
     def pass_time(self, seconds: int) -> None:
