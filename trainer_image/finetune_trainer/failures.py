@@ -7,6 +7,7 @@ import errno
 
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
+from finetune_api.text import printable_lines
 
 CODES: dict[Reason, ExitCode] = {
     Reason.BAD_SPEC: ExitCode.BAD_SPEC,
@@ -40,9 +41,9 @@ class Failure(Exception):
     """
 
     def __init__(self, reason: Reason, message: str, *, transient: bool = False) -> None:
-        super().__init__(message)
         self.reason = reason
-        self.message = message
+        self.message = printable_lines(message)  # it quotes files, servers and names that others chose
+        super().__init__(self.message)
         self.transient = transient
         self.code = ExitCode.INTERNAL if transient else CODES[reason]
 

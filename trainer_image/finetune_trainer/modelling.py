@@ -22,6 +22,7 @@ from transformers.models.auto import modeling_auto
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.failures import Failure
+from finetune_trainer.volumes import UNREACHABLE, explained
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ def load(
             trust_remote_code=False, output_loading_info=True, quantization_config=quantization,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # transformers has OSErrors of its own
+            raise _unreadable(folder, error) from error
         raise Failure(Reason.MODEL_INVALID, f"cannot load the model in {folder}: {_first_line(error)}") from error
     fresh = set(fresh_modules(model, head)) | {name.rpartition(".")[0] for name in info["missing_keys"]}
     return LoadedModel(model, tuple(sorted(fresh)))
@@ -117,6 +120,11 @@ def _has_own_outputs(folder: Path, model: PreTrainedModel) -> bool:
 def _tensor_names(path: Path) -> list[str]:
     with safe_open(path, framework="pt") as tensors:
         return list(tensors.keys())
+
+
+def _unreadable(folder: Path, error: OSError) -> Failure:
+    why = explained(error, Path(error.filename or folder))
+    return Failure(Reason.MODEL_UNAVAILABLE, f"spec.model.uri: {why}", transient=error.errno in UNREACHABLE)
 
 
 def config_of(folder: Path, **overrides: Any) -> PretrainedConfig:

@@ -30,6 +30,7 @@ from finetune_trainer.prepared import Prepared, read_prepared, tokenizer_folder
 from finetune_trainer.report import Progress
 from finetune_trainer.results import Result
 from finetune_trainer.state import sha256
+from finetune_trainer.volumes import UNREACHABLE
 from finetune_trainer.workspace import Workspace, new_folder
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ def publish(run: Run, workspace: Workspace, progress: Progress) -> StageReport:
             verify(draft)
         digest = sha256(publication.target / MANIFEST)
     except OSError as error:
+        if error.filename is not None and _is_elsewhere(error, publication.target):
+            raise  # of the workspace, or of the base model
         raise _failed(run, error) from error
     size = sum(path.stat().st_size for path in _files(publication.target))
     log.info("published and verified: %s, %d bytes, sha256 of the manifest %s", run.spec.output.uri, size, digest)
@@ -217,9 +220,13 @@ def _open_tensors(path: Path, name: str) -> None:
         raise Failure(Reason.ARTIFACT_INVALID, f"{name} holds no tensors")
 
 
+def _is_elsewhere(error: OSError, target: Path) -> bool:
+    names = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    return not any(name.is_relative_to(target.parent) for name in names)
+
+
 def _failed(run: Run, error: OSError) -> Failure:
     if error.errno in REFUSED:
         return cannot_write(run, error)
-    return Failure(
-        Reason.ARTIFACT_PUSH_FAILED, f"spec.output.uri: writing {run.spec.output.uri} failed: {error.strerror or error}"
-    )
+    message = f"spec.output.uri: writing {run.spec.output.uri} failed: {error.strerror or error}"
+    return Failure(Reason.ARTIFACT_PUSH_FAILED, message, transient=error.errno in UNREACHABLE)
