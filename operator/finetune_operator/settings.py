@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from finetune_api import labels
+from finetune_api.run import Downloads
 
 SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 ENVIRONMENT_PREFIX = "FINETUNE_"
@@ -41,6 +44,19 @@ class Settings:
     stalled_after: float = 600
     """Seconds without a step until Progressing says Stalled."""
     log_level: str = "info"
+    download_allow: tuple[str, ...] = ()
+    """Hosts and networks that `https://` sources may be read from although they are not public."""
+    download_max_bytes: int = Downloads().max_bytes
+    download_timeout: int = Downloads().timeout_seconds
+
+    @property
+    def downloads(self) -> Downloads:
+        """What a run is frozen with; raises pydantic.ValidationError for a bad flag."""
+        return Downloads(
+            allow=list(self.download_allow),
+            max_bytes=self.download_max_bytes,
+            timeout_seconds=self.download_timeout,
+        )
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
@@ -51,7 +67,13 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         parser.error("--trainer-image (or FINETUNE_TRAINER_IMAGE) is needed: the image that the stages run")
     options["namespaces"] = _words(options["namespaces"])
     options["image_pull_secrets"] = _words(options["image_pull_secrets"])
-    return Settings(**options, identity=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
+    options["download_allow"] = _words(options["download_allow"])
+    settings = Settings(**options, identity=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
+    try:
+        settings.downloads  # noqa: B018
+    except ValidationError as error:
+        parser.error("; ".join(f"--download-…: {found['loc'][0]}: {found['msg']}" for found in error.errors()))
+    return settings
 
 
 def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -83,6 +105,13 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     flag("progress-seconds", "shortest time between two readings of one job's progress", float)
     flag("silent-after", "seconds without an answer from a trainer until its job says NoReports", float)
     flag("stalled-after", "seconds without a training step until its job says Stalled", float)
+    flag(
+        "download-allow",
+        "hosts, *.domains and networks, separated by commas, that https:// data may come from though not public",
+        default="",
+    )
+    flag("download-max-bytes", "bytes that one https:// file may have", int)
+    flag("download-timeout", "seconds that one https:// file may take", int)
     flag("log-level", "how much is logged", choices=["debug", "info", "warning", "error"])
     parser.add_argument(
         "--leader-elect",
