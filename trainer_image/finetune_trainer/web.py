@@ -210,8 +210,7 @@ def _transfer(where: Place, gate: Gate, draft: Path) -> None:
     with opener.open(request, timeout=PATIENCE) as answer:
         if answer.headers.get_content_type() == "text/html":
             raise where.failure("is a web page, not data: name the file's own address")
-        told = str(answer.headers.get("Content-Length"))
-        size = int(told) if told.isdecimal() else 0
+        size = answer.length or 0
         gate.check_size(size)
         with draft.open("wb") as file, watched(draft, where.uri, size):
             for block in _blocks(answer):
