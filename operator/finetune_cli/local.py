@@ -27,7 +27,7 @@ from finetune_cli.document import Document, UnreadableError
 from finetune_cli.live import display
 from finetune_cli.mounts import MountError, mounts
 from finetune_cli.stage import StageProcess, is_installed
-from finetune_cli.terminal import err, out
+from finetune_cli.terminal import err, out, plain
 from finetune_cli.validation import check, is_job, job
 from finetune_cli.verdict import report as report_problems
 from finetune_cli.workspace import FOLDER, Workspace, WorkspaceError
@@ -164,7 +164,7 @@ def _stage(stage: Stage, workspace: Workspace, lock: int) -> int:
         return _failed(stage, code, report, workspace)
     out.print(f"[green]✓[/green] {stage:8} [dim]{figures.duration(time.monotonic() - begun)}[/dim]")
     for line in _outcome(report):
-        out.print(f"           {line}", markup=False, style="dim")
+        out.print(plain(f"           {line}", "dim"))
     return 0
 
 
@@ -207,7 +207,7 @@ def _failed(stage: Stage, code: int, report: StageReport | None, workspace: Work
     if reason is Reason.INTERNAL_ERROR:
         err.print(f"  [dim]the last lines of {escape(str(log))}:[/dim]")
         for line in _tail(log):
-            err.print(f"    {line}", markup=False, style="dim")
+            err.print(plain(f"    {line}", "dim"))
     else:
         err.print(f"  [dim]log: {escape(str(log))}[/dim]")
     return code or int(ExitCode.INTERNAL)
