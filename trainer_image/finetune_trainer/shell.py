@@ -67,14 +67,18 @@ def run_stage(
 
 class Lines(logging.Formatter):
     """Formats a record so that what it quotes neither acts on a terminal nor looks like another record: the lines of
-    a message after its first are indented, and control characters are shown as escapes."""
+    a message or traceback after its first are indented, and control characters are shown as escapes."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = printable_lines(record.message).replace("\n", "\n    ")
+        record.message = _indented(record.message)
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:
-        return printable_lines(super().formatException(ei))
+        return _indented(super().formatException(ei))
+
+
+def _indented(text: str) -> str:
+    return printable_lines(text).replace("\n", "\n    ")
 
 
 def log_to_stderr(who: str) -> None:
