@@ -658,6 +658,17 @@ def test_hub_data_sets_give_the_files_of_the_split(tmp_path: Path, online: Any, 
         assert not (tmp_path / "workspace" / "downloads").exists()
 
 
+@pytest.mark.parametrize("name", ["data/../../x.jsonl", "/etc/x.jsonl", "a//b.jsonl", "a\x1b.jsonl"])
+def test_a_hub_names_no_place_outside_of_a_repository(tmp_path: Path, online: Any, name: str) -> None:
+    """Nothing is fetched then, nor written; a file that nobody asked for does no harm."""
+    content = "".join(json.dumps(row) + "\n" for row in PAIRS).encode()
+    with servers.hub({"datasets/team/data": servers.Repository({"a.jsonl": content, name: content})}) as server:
+        online(server.url)
+        assert "names a file by no plain path: " in refusal(run_of(tmp_path, "hf://team/data"))[1]
+        assert not [path for path in server.seen if "/resolve/" in path]
+        prepared(run_of(tmp_path, "hf://team/data/a.jsonl"))
+
+
 HERE = {"allow": ["localhost"]}
 """The servers of these tests listen on loopback."""
 

@@ -1,44 +1,43 @@
-"""Settings come from flags, else from the environment, else from one place of defaults."""
-
-from __future__ import annotations
+"""What a person may say about downloads is checked when it is said: a limit that means nothing must not be found out by
+a job that was let through, or by one that was not."""
 
 import pytest
 
+from finetune_api.run import Downloads
+from finetune_cli.local import downloads
 from finetune_operator.settings import parse
 
-
-def test_a_flag_outweighs_the_environment_and_that_the_default() -> None:
-    """As the help says."""
-    environment = {"FINETUNE_TRAINER_IMAGE": "a:1", "FINETUNE_WORKERS": "7", "FINETUNE_PORT": "9000"}
-    settings = parse(["--workers", "9"], environment)
-    assert (settings.trainer_image, settings.workers, settings.port) == ("a:1", 9, 9000)
-    assert settings.trainer_port == 8080
+IMAGE = ["--trainer-image=trainer"]
 
 
-def test_lists_are_separated_by_commas() -> None:
-    """Spaces and empty words do not count."""
-    settings = parse(["--trainer-image", "a:1", "--namespaces", "a, b,"], {})
-    assert settings.namespaces == ("a", "b")
-
-
-@pytest.mark.parametrize(("word", "elects"), [("true", True), ("0", False), ("", False)])
-def test_leader_election_by_environment(word: str, elects: bool) -> None:
-    """Off outside a cluster unless it is asked for."""
-    assert parse(["--trainer-image", "a:1"], {"FINETUNE_LEADER_ELECT": word}).leader_elect is elects
-
-
-def test_without_a_trainer_image_it_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    """A usage message, no traceback."""
-    with pytest.raises(SystemExit):
-        parse([], {})
-    assert "--trainer-image" in capsys.readouterr().err
+def test_the_flags_become_what_a_run_is_frozen_with() -> None:
+    flags = ["--download-allow=*.example.com, 10.0.0.0/8", "--download-max-bytes=5", "--download-timeout=6"]
+    expected = Downloads(allow=["*.example.com", "10.0.0.0/8"], max_bytes=5, timeout_seconds=6)
+    assert parse([*IMAGE, *flags], {}).downloads == expected
+    assert parse(IMAGE, {"FINETUNE_DOWNLOAD_ALLOW": "host"}).downloads.allow == ["host"]
+    assert parse(IMAGE, {}).downloads == Downloads()
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--workers", "many"], ["--image-pull-policy", "Sometimes"], ["--log-level", "loud"]]
+    ("flag", "message"),
+    [
+        ("--download-allow=10.0.0.0/40", "10.0.0.0/40: neither a host, *.domain, an address nor a network"),
+        ("--download-max-bytes=0", "greater than or equal to 1"),
+        ("--download-timeout=soon", "invalid int value"),
+    ],
 )
-def test_a_bad_value_is_a_usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Each names the flag."""
+def test_a_wrong_flag_stops_the_operator_with_its_name(
+    capsys: pytest.CaptureFixture[str], flag: str, message: str
+) -> None:
     with pytest.raises(SystemExit):
-        parse(["--trainer-image", "a:1", *arguments], {})
-    assert arguments[0] in capsys.readouterr().err
+        parse([*IMAGE, flag], {})
+    told = capsys.readouterr().err
+    assert message in told
+    assert flag.partition("=")[0] in told
+
+
+def test_a_local_run_opens_what_its_person_names_and_bounds_nothing() -> None:
+    assert downloads(["localhost"]).allow == ["localhost"]
+    assert downloads([]).max_bytes > 1 << 50
+    with pytest.raises(ValueError, match="--download-allow http://x: neither a host"):
+        downloads(["http://x"])

@@ -103,14 +103,14 @@ def repository(where: Place, kind: str, revision: str | None) -> Repository:
 
     info = _hub(where, ask, revision)
     files = [HubFile(file.rfilename, file.size or 0) for file in info.siblings or []]
-    outside = next((file.name for file in files if not uris.is_plain(file.name)), None)
-    if outside is not None:
-        raise where.failure(f"lists a file outside of itself: {outside}")
     return Repository(name, kind, info.sha or "", files)
 
 
 def fetch(where: Place, source: Repository, files: list[HubFile], folder: Path) -> None:
     """Download `files` into `folder`; what an earlier try left there is continued."""
+    outside = next((file.name for file in files if not uris.is_plain(file.name)), None)
+    if outside is not None:
+        raise where.failure(f"names a file by no plain path: {outside}")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 

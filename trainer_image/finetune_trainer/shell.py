@@ -19,7 +19,7 @@ from finetune_api.reasons import Reason
 from finetune_api.run import Run, read_run
 from finetune_api.text import printable_lines
 from finetune_trainer import report, volumes
-from finetune_trainer.failures import Failure, classified
+from finetune_trainer.failures import Failure, as_os_error, classified
 from finetune_trainer.report import Progress
 from finetune_trainer.workspace import Workspace, write_file
 
@@ -151,7 +151,8 @@ def _workspace(run: Run) -> Workspace:
 
 
 def _ending(stage: Stage, error: BaseException, run: Run | None) -> tuple[StageReport, ExitCode]:
-    named = volumes.told(run, error) if run is not None and isinstance(error, OSError) else None
+    trouble = as_os_error(error)
+    named = volumes.told(run, trouble) if run is not None and trouble is not None else None
     failure = named or classified(error)
     if failure.reason is Reason.INTERNAL_ERROR and failure is not error:
         log.error("unexpected: please report this", exc_info=error)

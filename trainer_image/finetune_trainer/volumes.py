@@ -74,10 +74,12 @@ def places(run: Run) -> Iterator[Named]:
 
 
 def told(run: Run, error: OSError) -> Failure | None:
-    """The failure that `error` is, when it happened at a place that the run names; None elsewhere."""
+    """The failure that `error` is, when it happened at a place that the run names; None elsewhere. One that names no
+    file is a write, of which the most are to the workspace."""
     if error.errno in FULL:
         return None
-    for name in (error.filename2, error.filename):  # of a copy the second name is the new file's
+    written = run.workspace if error.errno in (errno.EROFS, *DENIED, *UNREACHABLE) else None
+    for name in (error.filename2, error.filename or written):  # of a copy the second name is the new file's
         if isinstance(name, str | bytes | os.PathLike):
             path = Path(os.fsdecode(name))
             found = _owner(run, path)
