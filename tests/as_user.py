@@ -1,8 +1,8 @@
 """`prepare` as a user who may not read everything: `python tests/as_user.py FOLDER…`, each with a run.json.
 
 Root reads every file, so a process of root becomes USER first. It prepares the first folder before that: the
-interpreter itself may lie where that user cannot go, and nothing is to be imported any more. Each other folder gets the
-stage's report as `ended`; the exit codes are printed.
+interpreter itself may lie where that user cannot go, and nothing is to be imported any more. Each folder gets the
+stage's report as `ended`; the user's exit codes are printed.
 """
 
 import os
@@ -29,4 +29,4 @@ if __name__ == "__main__":
         os.setgroups([USER])
         os.setgid(USER)
         os.setuid(USER)
-    print(*map(code, folders))
+    print(*map(code, [warmed, *folders]))

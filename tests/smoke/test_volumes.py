@@ -233,6 +233,7 @@ def open_to_all(folder: Path, train: str = "pvc://c/data") -> Path:
     for path in (folder / "workspace", volume / "output"):
         path.mkdir()
         path.chmod(0o777)
+    (volume / "lost+found").mkdir(mode=0o000)
     for path in volume.rglob("*.safetensors"):  # which the library closes to others
         path.chmod(0o644)
     (folder / "run.json").write_text(json.dumps(run_on(volume, train, starts=True).to_wire()))
@@ -251,14 +252,21 @@ def endings() -> Iterator[list[tuple[Path, int, dict[str, Any]]]]:
         paths = [(folder / "c" / case[0]).resolve() for folder, case in zip(folders, CASES, strict=True)]
         for path, case in zip(paths, CASES, strict=True):
             path.chmod(case[1])
-        command = [sys.executable, str(HERE / "as_user.py"), str(open_to_all(Path(root, "warm"))), *map(str, folders)]
+        command = [
+            sys.executable,
+            str(HERE / "as_user.py"),
+            str(open_to_all(Path(root, "warm"), "pvc://c/**/*.jsonl")),
+            *map(str, folders),
+        ]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
         process = subprocess.run(command, env=environment, capture_output=True, text=True)
         for path in paths:
             path.chmod(0o777)
         assert "Traceback" not in process.stderr, process.stderr
+        whole, *codes = map(int, process.stdout.split())
+        assert whole == 0, "what is open to all, beside a lost+found that is not"
         reports = [json.loads((folder / "ended").read_bytes()) for folder in folders]
-        yield list(zip(paths, map(int, process.stdout.split()), reports, strict=True))
+        yield list(zip(paths, codes, reports, strict=True))
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{case[0]} {case[1]:03o} {case[3]}" for case in CASES])

@@ -24,6 +24,8 @@ from finetune_trainer.prepared import SplitName
 from finetune_trainer.volumes import REMOTE, WILD, Named
 from finetune_trainer.workspace import Workspace
 
+LOST = "lost+found"
+"""A folder at the root of many volumes; it belongs to the file system, and root alone may read it."""
 WORDS: dict[SplitName, str] = {"train": "train", "validation": "valid|validation|val|dev", "test": "test"}
 """How data sets of the hub name the files of a split."""
 
@@ -108,7 +110,7 @@ def _matching(folder: Path, pattern: tuple[str, ...], prove: Callable[[Path], Pa
     """
     first, rest = pattern[0], pattern[1:]
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.name != LOST)
     if first == "**":
         yield from _matching(folder, rest or ("*",), prove)
         below = [folder / name for name in names if (folder / name).is_dir() and not (folder / name).is_symlink()]
