@@ -76,16 +76,21 @@ def test_a_failure_with_a_name_is_told_without_a_traceback(
 def test_an_error_of_the_disk_is_told_by_its_place(tmp_path: Path) -> None:
     """Whether an exception of the system, or a library's that tells of one."""
     gone, workspace = str(tmp_path / "workspace" / "x"), f"workspace: {tmp_path}/workspace: {tmp_path}/workspace"
-    told = f'Error while serializing: I/O error: Is a directory (os error {errno.EISDIR}) at path "{gone}"'
+    told = f'Error while serializing: I/O error: Read-only file system (os error {errno.EROFS}) at path "{gone}"'
     code, report = ended(tmp_path, raising(RuntimeError(told)))
-    assert (code, report["reason"], report["message"]) == (73, "OutputNotWritable", f"{workspace}/x: Is a directory")
+    assert (code, report["reason"], report["message"]) == (
+        73,
+        "OutputNotWritable",
+        f"{workspace}/x: the volume is read-only",
+    )
 
     code, report = ended(tmp_path, raising(OSError(errno.EIO, "Input/output error")))
     assert (code, report["reason"]) == (70, "OutputNotWritable"), "it may be tried again"
     assert report["message"] == f"{workspace}: Input/output error: the storage does not answer"
 
-    code, report = ended(tmp_path, raising(FileNotFoundError(errno.ENOENT, "No such file", "/proc/none")))
-    assert (code, report["reason"]) == (70, "InternalError"), "nobody named it"
+    for path in ("/proc/none", gone):
+        code, report = ended(tmp_path, raising(FileNotFoundError(errno.ENOENT, "No such file", path)))
+        assert (code, report["reason"]) == (70, "InternalError"), "nobody named it, or it was ours"
 
 
 def test_what_nobody_foresaw_leaves_a_traceback_and_a_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

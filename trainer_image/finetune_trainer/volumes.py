@@ -23,6 +23,9 @@ UNREACHABLE = (
     errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EREMOTEIO,
 )  # fmt: skip
 """OSError numbers of a network file system that may be back at the next try."""
+REFUSING = (*DENIED, *UNREACHABLE, errno.EROFS)
+"""What a workspace can do to a run; that a file of ours is missing there is another matter."""
+WORKSPACE = "workspace"
 REMOTE = ("hf", "https")
 WILD = re.compile(r"[*?\[]")
 
@@ -74,16 +77,16 @@ def places(run: Run) -> Iterator[Named]:
 
 
 def told(run: Run, error: OSError) -> Failure | None:
-    """The failure that `error` is, when it happened at a place that the run names; None elsewhere. One that names no
-    file is a write, of which the most are to the workspace."""
+    """The failure that `error` is, when it happened at a place that the run names; None elsewhere. An error of a disk
+    that names no file is that of a write, of which the most go to the workspace."""
     if error.errno in FULL:
         return None
-    written = run.workspace if error.errno in (errno.EROFS, *DENIED, *UNREACHABLE) else None
+    written = run.workspace if error.errno in (errno.EIO, errno.ESTALE, errno.EROFS) else None
     for name in (error.filename2, error.filename or written):  # of a copy the second name is the new file's
         if isinstance(name, str | bytes | os.PathLike):
             path = Path(os.fsdecode(name))
             found = _owner(run, path)
-            if found is not None:
+            if found is not None and (found.field != WORKSPACE or error.errno in REFUSING):
                 why, transient = explained(error, path), error.errno in UNREACHABLE
                 return Failure(found.reason, f"{found.field}: {found.uri}: {why}", transient=transient)
     return None
@@ -102,7 +105,7 @@ def explained(error: OSError, path: Path) -> str:
 def _owner(run: Run, path: Path) -> Named | None:
     """The place that `path` belongs to: the deepest that holds it, else one that lies below it, else the workspace."""
     found = [(place, where) for place in places(run) if (where := _where(run, place)) is not None]
-    workspace = Named("workspace", run.workspace, Reason.OUTPUT_NOT_WRITABLE)
+    workspace = Named(WORKSPACE, run.workspace, Reason.OUTPUT_NOT_WRITABLE)
     holding = [(where, place) for place, where in [*found, (workspace, Path(run.workspace))] if _holds(where, path)]
     if holding:
         return max(holding, key=lambda pair: len(pair[0].parts))[1]
