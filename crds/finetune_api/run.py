@@ -65,6 +65,7 @@ class Run(Model):
     mounts: dict[str, str] = {}
     """From `pvc://claim`, `configmap://name` or `secret://name` to the folder where it is mounted."""
     downloads: Downloads = Downloads()
+    """Where `https://` data may come from, and how much of it."""
 
     def locate(self, uri: str) -> Path:
         """The local path of a mounted or local `uri`. Raises KeyError when its root is not mounted, and OutsideError
@@ -97,7 +98,8 @@ def inside(mount: Path, path: Path) -> Path:
     """`path`, after proof that it lies below `mount` when all symbolic links are followed; raises OutsideError."""
     led = Path(os.path.realpath(path))
     if not led.is_relative_to(os.path.realpath(mount)):
-        raise OutsideError(f"leaves its volume: {path} leads to {led}, and not below {mount}")
+        told = f"{path} leads to {led}, and not below {mount}; remove the link, or name another path"
+        raise OutsideError(f"leaves its volume: {told}")
     return path
 
 
