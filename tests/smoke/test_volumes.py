@@ -283,6 +283,36 @@ def test_what_a_user_may_not_touch_is_told_with_its_owner(
     assert f"it belongs to uid {os.geteuid()}, gid {os.getegid()}, mode {mode:04o}; " in report["message"]
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "."])
+def test_a_model_that_only_prepare_could_read_is_told_in_train(name: str) -> None:
+    """Stages may run as different users, and libraries call a file that they may not read a missing one."""
+    from finetune_trainer.modelling import config_of
+
+    with tempfile.TemporaryDirectory() as root:
+        Path(root).chmod(0o755)
+        folder = preparing.model(Path(root, "model"))
+        (folder / "model.safetensors").chmod(0o644)
+        (folder / name).chmod(0)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                if os.geteuid() == 0:
+                    os.setgid(USER)
+                    os.setuid(USER)
+                config_of(folder)
+            except BaseException as error:
+                os.write(writing, f"{getattr(error, 'reason', None)} {error}".encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as said:
+            message = said.read()
+        os.waitpid(child, 0)
+        (folder / name).chmod(0o700)
+    assert message.startswith(f"ModelUnavailable spec.model.uri: {folder / name} is not readable for uid ")
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
 def test_a_storage_that_does_not_answer_may_at_the_next_try(tmp_path: Path, number: int) -> None:
     volume = claim(tmp_path / "c")

@@ -22,7 +22,7 @@ from transformers.models.auto import modeling_auto
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.failures import Failure
-from finetune_trainer.volumes import UNREACHABLE, explained
+from finetune_trainer.volumes import REFUSING, UNREACHABLE, explained
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +122,17 @@ def _tensor_names(path: Path) -> list[str]:
         return list(tensors.keys())
 
 
+def _check_readable(folder: Path) -> None:
+    """Libraries tell a file that they may not read as one that is missing."""
+    try:
+        for path in folder.iterdir():
+            if path.suffix in (".json", ".safetensors") and path.is_file():
+                path.open("rb").close()
+    except OSError as error:
+        if error.errno in REFUSING:
+            raise _unreadable(folder, error) from error
+
+
 def _unreadable(folder: Path, error: OSError) -> Failure:
     why = explained(error, Path(error.filename or folder))
     return Failure(Reason.MODEL_UNAVAILABLE, f"spec.model.uri: {why}", transient=error.errno in UNREACHABLE)
@@ -129,6 +140,7 @@ def _unreadable(folder: Path, error: OSError) -> Failure:
 
 def config_of(folder: Path, **overrides: Any) -> PretrainedConfig:
     """The config of the model in `folder`; raises Failure where transformers cannot read it."""
+    _check_readable(folder)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **overrides)
     except (OSError, ValueError, KeyError) as error:
