@@ -50,15 +50,16 @@ def model(folder: Path, template: str | None = CHATML, tokenizer: Tokenizer | No
 
 
 def run_of(folder: Path, train: Path | str, **spec: Any) -> Run:
-    """A run in `folder` with the model that is there; keys of `spec` replace stanzas, `dataset` adds to the default."""
+    """A run in `folder` with the model that is there; keys of `spec` replace stanzas, `dataset` adds to the default.
+    `mounts` and `downloads` stand beside the spec."""
     if not (folder / "model").exists() and "model" not in spec:
         model(folder / "model")
     uri = train if isinstance(train, str) else f"file://{train}"
     dataset = {"train": [{"uri": uri}]} | spec.pop("dataset", {})
     stanzas = {"model": {"uri": f"file://{folder}/model"}, "output": {"uri": f"file://{folder}/output"}}
     stanzas |= {"resources": {"gpus": 0}, "dataset": dataset} | spec
-    mounts = stanzas.pop("mounts", {})
-    content = {"name": "job", "uid": "uid-1", "workspace": f"{folder}/workspace", "mounts": mounts, "spec": stanzas}
+    beside = {name: stanzas.pop(name) for name in ("mounts", "downloads") if name in stanzas}
+    content = {"name": "job", "uid": "uid-1", "workspace": f"{folder}/workspace", "spec": stanzas, **beside}
     return Run.model_validate(content)
 
 

@@ -4,11 +4,47 @@ The operator (or `finetune run`) writes it once per job; the three stages parse 
 variable per field.
 """
 
+import os
+import re
+from ipaddress import ip_network
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
 
 from finetune_api import labels, uris
 from finetune_api.schema import Model
 from finetune_api.spec import FineTuneJobSpec
+
+HOSTS = re.compile(r"\*|(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?", re.IGNORECASE)
+
+
+class OutsideError(ValueError):
+    """A path does not stay below its mount; the message, which follows the URI, says where it leads."""
+
+
+class NotPlainError(OutsideError):
+    """It is seen by the path itself, without a look at the volume."""
+
+
+class Downloads(Model):
+    """What an `https://` source may be; the platform team's choice."""
+
+    allow: list[str] = []
+    """Hosts (`data.example.com`, `*.example.com`), addresses and networks that may be read although they are not
+    public: loopback, link-local and private ones are refused otherwise."""
+    max_bytes: Annotated[int, Field(ge=1)] = 100 << 30
+    """Of one file."""
+    timeout_seconds: Annotated[int, Field(ge=1)] = 6 * 3600
+    """For one file, from the request to the last byte."""
+
+    @field_validator("allow")
+    @classmethod
+    def _known(cls, entries: list[str]) -> list[str]:
+        wrong = [entry for entry in entries if not (_is_network(entry) or HOSTS.fullmatch(entry))]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: neither a host, *.domain, an address nor a network (10.0.0.0/8)")
+        return entries
 
 
 class Run(Model):
@@ -28,17 +64,51 @@ class Run(Model):
     """Folder that the stages share."""
     mounts: dict[str, str] = {}
     """From `pvc://claim`, `configmap://name` or `secret://name` to the folder where it is mounted."""
+    downloads: Downloads = Downloads()
+    """Where `https://` data may come from, and how much of it."""
 
     def locate(self, uri: str) -> Path:
-        """The local path of a mounted or local `uri`; raises KeyError when its root is not mounted."""
+        """The local path of a mounted or local `uri`. Raises KeyError when its root is not mounted, and OutsideError
+        when it leads out of its mount."""
         parsed = uris.parse(uri)
         if parsed.scheme == "file":
-            return Path(parsed.path)
-        return Path(self.mounts[parsed.root]) / parsed.path
+            return Path(parsed.path)  # of the user's own machine: it has no mount
+        if parsed.path:
+            refuse_unplain(parsed.path)
+        return inside(mount := Path(self.mounts[parsed.root]), mount / parsed.path)
+
+    def proven(self, uri: str, path: Path) -> Path:
+        """`path`, which was found at or below `uri`, unless it leads out of the mount: then OutsideError is raised."""
+        parsed = uris.parse(uri)
+        return path if parsed.scheme == "file" else inside(Path(self.mounts[parsed.root]), path)
 
     def secret(self, name: str, key: str = "token") -> Path:
-        """The file that holds `key` of a mounted Secret."""
-        return Path(self.mounts[f"secret://{name}"]) / key
+        """The file that holds `key` of a mounted Secret; raises KeyError and OutsideError as `locate` does."""
+        refuse_unplain(key)
+        return inside(mount := Path(self.mounts[f"secret://{name}"]), mount / key)
+
+
+def refuse_unplain(path: str) -> None:
+    """Raise NotPlainError for a path that cannot be joined with a folder: `Path("/mount") / "/etc"` is `/etc`."""
+    if not uris.is_plain(path):
+        raise NotPlainError("leaves its volume: write the path of plain names, without '//', '.' or '..'")
+
+
+def inside(mount: Path, path: Path) -> Path:
+    """`path`, after proof that it lies below `mount` when all symbolic links are followed; raises OutsideError."""
+    led = Path(os.path.realpath(path))
+    if not led.is_relative_to(os.path.realpath(mount)):
+        told = f"{path} leads to {led}, and not below {mount}; remove the link, or name another path"
+        raise OutsideError(f"leaves its volume: {told}")
+    return path
+
+
+def _is_network(entry: str) -> bool:
+    try:
+        ip_network(entry, strict=False)
+    except ValueError:
+        return False
+    return True
 
 
 def report_file(workspace: Path, stage: str) -> Path:

@@ -3,6 +3,7 @@
 It decides what may stand in any `uri` field. Which schemes fit which place is said beside the patterns in uris.py.
 """
 
+from finetune_api import uris
 from finetune_api.schema import DnsName, KeyName, Model, Rule
 
 _LOCAL_FILE = "file:// works only with `finetune run` on one machine; in a cluster use pvc://claim/path"
@@ -18,6 +19,15 @@ def not_a_local_file(field: str) -> Rule:
 
 def stays_inside(field: str) -> Rule:
     return Rule(rf"!self.{field}.matches(r'(^|/)\.\.(/|$)')", f"{field} must not contain '..'")
+
+
+def plain_path(field: str) -> Rule:
+    """A name for each segment: what an empty one means differs between programs, and `//etc` is not below a volume."""
+    message = (
+        f"{field} must be plain: no '//' and no '.' between slashes, no backslash, no control character, "
+        "and no user before an https host"
+    )
+    return Rule(f"!self.{field}.matches(r'{uris.NOT_PLAIN}')", message)
 
 
 class Auth(Model):

@@ -14,14 +14,14 @@ from finetune_api.frozen import frozen
 from finetune_api.methods import Lora, Method, methods_that
 from finetune_api.pods import WAYS_OUT, NodeLabels, PodTemplate, Toleration
 from finetune_api.schema import DnsLabel, DnsName, Model, Quantity, Rule, at_most_one_of, exactly_one_of, or_auto
-from finetune_api.sources import REVISION_OF_THE_HUB, Auth, not_a_local_file, stays_inside
+from finetune_api.sources import REVISION_OF_THE_HUB, Auth, not_a_local_file, plain_path, stays_inside
 from finetune_api.uris import DATASET_FORMS, DATASET_PATTERN, MODEL_FORMS, MODEL_PATTERN, OUTPUT_FORMS, OUTPUT_PATTERN
 
 
 class ModelSource(Model):
     """The base model."""
 
-    rules: ClassVar = (not_a_local_file("uri"), stays_inside("uri"))
+    rules: ClassVar = (not_a_local_file("uri"), stays_inside("uri"), plain_path("uri"))
 
     uri: Annotated[str, Field(pattern=MODEL_PATTERN, max_length=1024, json_schema_extra={"x-message": MODEL_FORMS})]
     """Where the model lives: `hf://org/name`, or `pvc://claim/path` for a folder in Hugging Face layout (config,
@@ -64,6 +64,7 @@ class Source(Model):
     rules: ClassVar = (
         not_a_local_file("uri"),
         stays_inside("uri"),
+        plain_path("uri"),
         REVISION_OF_THE_HUB,
     )
 
@@ -238,7 +239,7 @@ class Evaluation(Model):
 class Output(Model):
     """Where the result goes."""
 
-    rules: ClassVar = (not_a_local_file("uri"), stays_inside("uri"))
+    rules: ClassVar = (not_a_local_file("uri"), stays_inside("uri"), plain_path("uri"))
 
     uri: Annotated[str, Field(pattern=OUTPUT_PATTERN, max_length=1024, json_schema_extra={"x-message": OUTPUT_FORMS})]
     """Folder for the result: `pvc://claim/path`. What is there is replaced only if an earlier run of this job put it

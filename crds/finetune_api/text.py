@@ -10,6 +10,8 @@ LINE_BREAK = re.compile(r"\r\n|\n|\r")
 HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode categories that act on what shows them, or show nothing: controls (C0, DEL, C1), format characters (bidi
 overrides, zero widths, tags), lone surrogates (no stream can encode them), line and paragraph separators."""
+LETTERS = "\u200c\u200d"
+"""The two format characters that words of living languages (Persian, Hindi) and emoji are written with."""
 
 
 def printable(text: str) -> str:
@@ -26,7 +28,11 @@ def printable_lines(text: str) -> str:
 def _visible(text: str) -> str:
     if text.isprintable():
         return text
-    return "".join(_escape(char) if unicodedata.category(char) in HIDDEN else char for char in text)
+    return "".join(_escape(char) if _is_hidden(char) else char for char in text)
+
+
+def _is_hidden(char: str) -> bool:
+    return unicodedata.category(char) in HIDDEN and char not in LETTERS
 
 
 def _escape(char: str) -> str:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from finetune_api import labels
+from finetune_api.text import printable
 
 Object = dict[str, Any]
 JOBS = f"/apis/{labels.API_VERSION}"
@@ -20,6 +21,9 @@ LOG_CHUNK = 64 * 1024
 
 class ClusterError(Exception):
     """The cluster cannot be asked, or refuses; the message says what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))  # it quotes what a server said
 
 
 class NotFoundError(ClusterError):

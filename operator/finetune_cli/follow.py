@@ -17,9 +17,10 @@ from rich.text import Text
 from finetune_api import labels
 from finetune_api.job import FineTuneJob
 from finetune_api.reasons import Phase
+from finetune_api.text import printable_lines
 from finetune_cli import listing, report
 from finetune_cli.cluster import ClusterError, Jobs, NotFoundError, Object
-from finetune_cli.terminal import can_redraw, err, out
+from finetune_cli.terminal import can_redraw, err, out, plain
 
 POLL_SECONDS = 1.0
 TIRED = 30
@@ -77,7 +78,7 @@ class Follower:
     def _view(self, jobs: list[FineTuneJob], name: str | None) -> Group:
         now = self.now()
         if not jobs:
-            return Group(Text(f"no FineTuneJobs in {self.namespace or 'any namespace'} yet", style="dim"))
+            return Group(plain(f"no FineTuneJobs in {self.namespace or 'any namespace'} yet", "dim"))
         found = listing.table(jobs, now, all_namespaces=self.namespace is None and name is None)
         if name is None:
             return Group(found)
@@ -111,12 +112,12 @@ class Follower:
             if pod is not None and has_started(pod) and pod["metadata"]["name"] not in seen:
                 seen.add(pod["metadata"]["name"])
                 for line in self.cluster.log(self.scope, pod["metadata"]["name"], follow):
-                    self.console.print(line, markup=False, highlight=False)
+                    self.console.print(printable_lines(line), markup=False, highlight=False)
             elif not follow or has_ended(job):
                 return self._no_pod(job, stage, bool(seen))
             elif not told and not seen:
                 told = True
-                err.print(f"waiting for a pod of {name} to start …", style="dim")
+                err.print(plain(f"waiting for a pod of {name} to start …", "dim"))
             if not follow and seen:
                 return 0
             self.wait()
@@ -125,7 +126,8 @@ class Follower:
         if printed:
             return 0
         which = f"stage {stage} of " if stage else ""
-        err.print(f"no pod of {which}{job.metadata.name} has started ({job.status.phase or 'not seen by an operator'})")
+        phase = job.status.phase or "not seen by an operator"
+        err.print(plain(f"no pod of {which}{job.metadata.name} has started ({phase})"))
         return 1
 
 

@@ -8,8 +8,10 @@ from rich.text import Text
 
 from finetune_api.job import FineTuneJob
 from finetune_api.reasons import Phase
+from finetune_api.text import printable
 from finetune_cli import figures
 from finetune_cli.report import age_seconds, phase, progress_line
+from finetune_cli.terminal import plain
 
 BAR_WIDTH = 20
 ENDED = (Phase.SUCCEEDED, Phase.FAILED)
@@ -23,7 +25,7 @@ def table(jobs: list[FineTuneJob], now: datetime, all_namespaces: bool = False) 
         progress = job.status.progress
         percent = progress.percent if progress is not None else None
         cells = [
-            Text(job.metadata.name, style="bold"),
+            plain(job.metadata.name, "bold"),
             phase(job.status.phase),
             Text("") if percent is None else ProgressBar(total=100, completed=percent, width=BAR_WIDTH),
             figures.MISSING if percent is None else f"{percent} %",
@@ -32,7 +34,7 @@ def table(jobs: list[FineTuneJob], now: datetime, all_namespaces: bool = False) 
             figures.duration(progress.eta_seconds if progress else None),
             figures.duration(age_seconds(job.metadata.creation_timestamp, now)),
         ]
-        found.add_row(*([job.metadata.namespace] if all_namespaces else []), *cells)
+        found.add_row(*([plain(job.metadata.namespace)] if all_namespaces else []), *cells)
     return found
 
 
@@ -40,7 +42,8 @@ def line(job: FineTuneJob) -> str:
     """The same for one job, without a terminal: `bot: Training, train, 12/120 (10 %), loss 2.314`."""
     progress = job.status.progress
     details = progress_line(progress) if progress is not None and job.status.phase not in ENDED else ""
-    return ", ".join(part for part in (f"{job.metadata.name}: {job.status.phase or 'Unseen'}", details) if part)
+    told = ", ".join(part for part in (f"{job.metadata.name}: {job.status.phase or 'Unseen'}", details) if part)
+    return printable(told)
 
 
 def news(job: FineTuneJob) -> str:

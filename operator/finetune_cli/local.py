@@ -14,19 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic import ValidationError
 from rich.markup import escape
 
 from finetune_api.events import Stage, StageReport
 from finetune_api.exits import REASONS, ExitCode
 from finetune_api.job import FineTuneJob
 from finetune_api.reasons import Reason
-from finetune_api.run import Run
+from finetune_api.run import Downloads, Run
 from finetune_cli import document, figures, summary
 from finetune_cli.document import Document, UnreadableError
 from finetune_cli.live import display
 from finetune_cli.mounts import MountError, mounts
 from finetune_cli.stage import StageProcess, is_installed
-from finetune_cli.terminal import err, out
+from finetune_cli.terminal import err, out, plain
 from finetune_cli.validation import check, is_job, job
 from finetune_cli.verdict import report as report_problems
 from finetune_cli.workspace import FOLDER, Workspace, WorkspaceError
@@ -35,6 +36,8 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 INTERRUPTED = 128 + signal.SIGINT
 GPU_FILES = ("nvidiactl", "kfd", "dxg")
 """Device files of NVIDIA's and AMD's drivers, and of Windows' Linux."""
+UNBOUNDED = 10**9
+"""GB of a download, and seconds: no person waits for as much."""
 LAST_LINES = 15
 """Lines of a stage's log that are shown when nobody foresaw its failure."""
 
@@ -47,6 +50,19 @@ class Options:
     folders: dict[str, str]
     """From `pvc://claim` and the like to folders."""
     fresh: bool
+    downloads: Downloads
+
+
+def downloads(allow: list[str]) -> Downloads:
+    """What `https://` sources may be here. Raises ValueError for an entry that is neither host nor network.
+
+    A job's file may come from others: it reaches this machine and its network only if the person says so. Of size and
+    time the person is the judge, who sees both.
+    """
+    try:
+        return Downloads(allow=allow, max_bytes=UNBOUNDED * 10**9, timeout_seconds=UNBOUNDED)
+    except ValidationError as error:
+        raise ValueError(f"--download-allow {error.errors()[0]['ctx']['error']}") from None
 
 
 def run_file(file: str, options: Options) -> int:
@@ -99,7 +115,7 @@ def _run(parsed: FineTuneJob, mounted: dict[str, str], options: Options) -> int:
     try:
         if options.fresh:
             workspace.clear()
-        run = workspace.settle(_for_this_machine(parsed), mounted)
+        run = workspace.settle(_for_this_machine(parsed), mounted, options.downloads)
         with _signals_interrupt():
             return _stages(run, workspace, lock)
     finally:
@@ -148,7 +164,7 @@ def _stage(stage: Stage, workspace: Workspace, lock: int) -> int:
         return _failed(stage, code, report, workspace)
     out.print(f"[green]✓[/green] {stage:8} [dim]{figures.duration(time.monotonic() - begun)}[/dim]")
     for line in _outcome(report):
-        out.print(f"           {line}", markup=False, style="dim")
+        out.print(plain(f"           {line}", "dim"))
     return 0
 
 
@@ -191,7 +207,7 @@ def _failed(stage: Stage, code: int, report: StageReport | None, workspace: Work
     if reason is Reason.INTERNAL_ERROR:
         err.print(f"  [dim]the last lines of {escape(str(log))}:[/dim]")
         for line in _tail(log):
-            err.print(f"    {line}", markup=False, style="dim")
+            err.print(plain(f"    {line}", "dim"))
     else:
         err.print(f"  [dim]log: {escape(str(log))}[/dim]")
     return code or int(ExitCode.INTERNAL)

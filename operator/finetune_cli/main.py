@@ -50,12 +50,16 @@ def run(
     secret: Annotated[
         list[str] | None, typer.Option(metavar="NAME=DIR", help="A folder with the keys of a Secret as files.")
     ] = None,
+    download_allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="A host or network that is not public and that https:// data may come from."),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard what an earlier run left in the workspace.")] = False,
 ) -> None:
     """Run a job on this machine, with live progress. Ctrl-C saves what is done; the same command goes on from there.
 
     Scheduling, retries, deadlines and suspension belong to a cluster: those fields are not looked at."""
-    from finetune_cli.local import Options, run_file
+    from finetune_cli.local import Options, downloads, run_file
     from finetune_cli.mounts import MountError, folders
 
     named = {"pvc": volume, "configmap": config_map, "secret": secret}
@@ -63,9 +67,10 @@ def run(
         mounted = {
             root: folder for scheme, given in named.items() for root, folder in folders(scheme, given or []).items()
         }
-    except MountError as error:
+        allowed = downloads(download_allow or [])
+    except (MountError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
-    raise typer.Exit(run_file(file, Options(workspace, mounted, fresh)))
+    raise typer.Exit(run_file(file, Options(workspace, mounted, fresh, allowed)))
 
 
 @app.command()

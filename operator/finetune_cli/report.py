@@ -17,6 +17,7 @@ from finetune_api.reasons import ConditionType, Phase
 from finetune_api.status import Attempt, Condition, FineTuneJobStatus, Progress
 from finetune_cli import figures, summary
 from finetune_cli.cluster import ClusterError
+from finetune_cli.terminal import plain, plain_lines
 
 COLOURS = {Phase.SUCCEEDED: "green", Phase.FAILED: "red", Phase.SUSPENDED: "yellow", Phase.WAITING: "yellow"}
 
@@ -40,7 +41,7 @@ def description(job: FineTuneJob, now: datetime) -> Group:
 
 def _parts(job: FineTuneJob, now: datetime) -> Iterator[RenderableType]:
     status = job.status
-    yield Text.assemble((job.metadata.name, "bold"), f" in {job.metadata.namespace}  ", phase(status.phase))
+    yield Text.assemble(plain(job.metadata.name, "bold"), plain(f" in {job.metadata.namespace}  "), phase(status.phase))
     yield _facts(job, now)
     failed = failure(status)
     if failed is not None:
@@ -60,7 +61,7 @@ def _parts(job: FineTuneJob, now: datetime) -> Iterator[RenderableType]:
 def phase(name: str | None) -> Text:
     """The phase in its colour; a job that no operator has seen has none."""
     known = next((known for known in Phase if known == name), None)
-    return Text(name or "not seen by an operator yet", style=COLOURS.get(known, "cyan") if known else "yellow")
+    return plain(name or "not seen by an operator yet", COLOURS.get(known, "cyan") if known else "yellow")
 
 
 def failure(status: FineTuneJobStatus) -> Text | None:
@@ -90,13 +91,13 @@ def _facts(job: FineTuneJob, now: datetime) -> Table:
     table.add_column(overflow="fold")
     for name, text in rows:
         if text:
-            table.add_row(name, Text(text))
+            table.add_row(name, plain(text))
     artifact = status.artifact
     if artifact is not None:
-        table.add_row("artifact", f"{artifact.uri} ({artifact.kind}, {figures.size(artifact.size_bytes)})")
-        table.add_row("digest", artifact.digest)
+        table.add_row("artifact", plain(f"{artifact.uri} ({artifact.kind}, {figures.size(artifact.size_bytes)})"))
+        table.add_row("digest", plain(artifact.digest or figures.MISSING))
     else:
-        table.add_row("output", spec.output.uri)
+        table.add_row("output", plain(spec.output.uri))
     return table
 
 
@@ -137,7 +138,7 @@ def attempts(found: list[Attempt]) -> Table:
     for attempt in found:
         steps = f"{attempt.from_step or 0:,} → {'…' if attempt.to_step is None else f'{attempt.to_step:,}'}"
         ended = attempt.reason or ("running" if attempt.finished_at is None else "ended")
-        table.add_row(str(attempt.number), attempt.pod or figures.MISSING, steps, ended)
+        table.add_row(str(attempt.number), plain(attempt.pod or figures.MISSING), steps, plain(ended))
     return table
 
 
@@ -147,7 +148,8 @@ def conditions(found: list[Condition], now: datetime) -> Table:
     table.columns[4].overflow = "fold"
     for condition in sorted(found, key=lambda each: each.last_transition_time, reverse=True):
         since = figures.duration(age_seconds(condition.last_transition_time, now))
-        table.add_row(condition.type, condition.status, condition.reason, since, Text(condition.message))
+        kind, state, reason = map(plain, (condition.type, condition.status, condition.reason))
+        table.add_row(kind, state, reason, since, plain_lines(condition.message))
     return table
 
 

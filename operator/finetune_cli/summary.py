@@ -10,6 +10,7 @@ from rich.text import Text
 from finetune_api.reasons import NEXT_STEP, Reason
 from finetune_api.status import Artifact, Data, EvaluationResult, Metrics, Plan, Sample
 from finetune_cli import figures
+from finetune_cli.terminal import plain, plain_lines
 
 ROWS = (
     ("loss", "loss", figures.loss),
@@ -25,7 +26,7 @@ ANSWER_LIMIT = 300
 def results(evaluation: EvaluationResult) -> Table:
     """Held-out metrics of the base model and of the tuned one."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"held-out ({evaluation.split or 'test'})")
+    table.add_column(plain(f"held-out ({evaluation.split or 'test'})"))
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
     base, tuned = evaluation.base or Metrics(), evaluation.tuned or Metrics()
@@ -42,7 +43,7 @@ def answers(sample: Sample) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in (("prompt", sample.prompt), ("before", sample.before), ("after", sample.after)):
-        table.add_row(name, Text(_shortened(text)))
+        table.add_row(name, plain_lines(_shortened(text)))
     return table
 
 
@@ -86,16 +87,16 @@ def artifact_lines(artifact: Artifact) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("artifact", f"{artifact.uri} ({artifact.kind}, {figures.size(artifact.size_bytes)})")
-    table.add_row("digest", artifact.digest or figures.MISSING)
+    table.add_row("artifact", plain(f"{artifact.uri} ({artifact.kind}, {figures.size(artifact.size_bytes)})"))
+    table.add_row("digest", plain(artifact.digest or figures.MISSING))
     return table
 
 
 def failure(headline: str, message: str, reason: Reason | str | None) -> Text:
     """What failed, why, and what to do next."""
-    text = Text.assemble((f"✗ {headline}", "bold red"))
+    text = plain(f"✗ {headline}", "bold red")
     if message:
-        text.append(f"\n  {message}")
+        text.append("\n  ").append_text(plain_lines(message, indent="  "))
     step = next_step(reason)
     if step and step not in message:
         text.append("\n  Next: ", style="bold").append(step)

@@ -1,10 +1,11 @@
 """Prints what validation found, for people: `file:line: message`, and below it what the field means."""
 
 from rich.markup import escape
+from rich.text import Text
 
 from finetune_cli import document
 from finetune_cli.document import Document, UnreadableError
-from finetune_cli.terminal import err, out
+from finetune_cli.terminal import err, out, plain
 from finetune_cli.validation import Problem, check, describe, is_foreign, is_job
 
 
@@ -38,10 +39,10 @@ def _file(file: str, cluster: bool, quiet: bool) -> int:
 def report(job: Document, problems: list[Problem]) -> None:
     """Print `problems` to standard error."""
     for problem in problems:
-        err.print(f"[red]{escape(f'{job.file}:{problem.line}:')}[/red] {escape(str(problem))}")
+        err.print(Text.assemble(plain(f"{job.file}:{problem.line}:", "red"), " ", plain(str(problem))))
         meaning = describe(problem.path) if problem.path else ""
         if meaning:
-            err.print(f"    [dim]{escape(problem.path)}: {escape(meaning)}[/dim]")
+            err.print(plain(f"    {problem.path}: {meaning}", "dim"))
 
 
 def _name(job: Document) -> str:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from finetune_api import labels
 from finetune_api.events import Stage, StageReport
 from finetune_api.job import FineTuneJob
-from finetune_api.run import Run, read_run, report_file
+from finetune_api.run import Downloads, Run, read_run, report_file
 from finetune_api.spec import FROZEN, FineTuneJobSpec
 
 FOLDER = ".finetune"
@@ -85,7 +85,7 @@ class Workspace:
             for path in self.root.iterdir():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
-    def settle(self, job: FineTuneJob, mounts: dict[str, str]) -> Run:
+    def settle(self, job: FineTuneJob, mounts: dict[str, str], downloads: Downloads | None = None) -> Run:
         """Write the run file, new or again. Raises WorkspaceError if the folder holds another run."""
         spec, known = job.spec.resolved(), self.known_run()
         if known is not None:
@@ -97,6 +97,7 @@ class Workspace:
             spec=spec,
             workspace=str(self.root.absolute()),
             mounts=mounts,
+            downloads=downloads or Downloads(),
         )
         try:
             draft = self.run_file.with_suffix(".tmp")

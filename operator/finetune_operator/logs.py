@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
+from finetune_api.text import printable, printable_lines
+
 _job: ContextVar[str] = ContextVar("job", default="")
 
 
@@ -29,12 +31,12 @@ class JsonLines(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": printable_lines(record.getMessage()),  # JSON leaves C1, bidi and other controls as they are
         }
         if job := _job.get():
-            line["job"] = job
+            line["job"] = printable(job)
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = printable_lines(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False)
 
 

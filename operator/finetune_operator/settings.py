@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from finetune_api import labels
 from finetune_api.pods import PodTemplate, is_own_label
+from finetune_api.run import Downloads
 from finetune_api.schema import broken_rules
 
 SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -55,6 +56,19 @@ class Settings:
     container_grace: float = 30
     """Seconds after the trainer's end until a pod is ended that another container keeps alive."""
     log_level: str = "info"
+    download_allow: tuple[str, ...] = ()
+    """Hosts and networks that `https://` sources may be read from although they are not public."""
+    download_max_bytes: int = Downloads().max_bytes
+    download_timeout: int = Downloads().timeout_seconds
+
+    @property
+    def downloads(self) -> Downloads:
+        """What a run is frozen with; raises pydantic.ValidationError for a bad flag."""
+        return Downloads(
+            allow=list(self.download_allow),
+            max_bytes=self.download_max_bytes,
+            timeout_seconds=self.download_timeout,
+        )
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
@@ -65,13 +79,19 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         parser.error("--trainer-image (or FINETUNE_TRAINER_IMAGE) is needed: the image that the stages run")
     options["namespaces"] = _words(options["namespaces"])
     options["image_pull_secrets"] = _words(options["image_pull_secrets"])
+    options["download_allow"] = _words(options["download_allow"])
     try:
         options["pod_template"] = _pod_template(options["pod_template"])
         options["copy_labels"] = _copied(options["copy_labels"])
         options["copy_annotations"] = _copied(options["copy_annotations"])
     except ValueError as error:
         parser.error(str(error))
-    return Settings(**options, identity=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
+    settings = Settings(**options, identity=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
+    try:
+        settings.downloads  # noqa: B018
+    except ValidationError as error:
+        parser.error("; ".join(f"--download-…: {found['loc'][0]}: {found['msg']}" for found in error.errors()))
+    return settings
 
 
 def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -109,6 +129,13 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     flag("silent-after", "seconds without an answer from a trainer until its job says NoReports", float)
     flag("stalled-after", "seconds without a training step until its job says Stalled", float)
     flag("container-grace", "seconds after the trainer's end until a pod is ended that others keep alive", float)
+    flag(
+        "download-allow",
+        "hosts, *.domains and networks, separated by commas, that https:// data may come from though not public",
+        default="",
+    )
+    flag("download-max-bytes", "bytes that one https:// file may have", int)
+    flag("download-timeout", "seconds that one https:// file may take", int)
     flag("log-level", "how much is logged", choices=["debug", "info", "warning", "error"])
     parser.add_argument(
         "--leader-elect",

@@ -54,7 +54,11 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
         "registry": "registry.example.com/ml",
         "image": {"digest": "sha256:" + "0" * 64},
         "imagePullSecrets": [{"name": "pull"}],
-        "trainer": {"image": {"tag": "1.2.3"}, "imagePullSecrets": ["pull", "other"]},
+        "trainer": {
+            "image": {"tag": "1.2.3"},
+            "imagePullSecrets": ["pull", "other"],
+            "downloads": {"allow": ["*.example.com", "10.0.0.0/8"], "maxBytes": 1 << 40, "timeoutSeconds": 60},
+        },
         "replicas": 3,
         "podDisruptionBudget": {"maxUnavailable": "50%"},
         "priorityClassName": "system-cluster-critical",
@@ -79,7 +83,7 @@ JOB_VERBS = {
     ("finetune.dev", "finetunejobs/finalizers"): {"update"},
     ("batch", "jobs"): {"get", "list", "watch", "create", "delete"},
     ("", "configmaps"): {"get", "create"},
-    ("", "persistentvolumeclaims"): {"get", "create"},
+    ("", "persistentvolumeclaims"): {"get", "create", "patch", "delete"},
     ("", "pods"): {"list", "watch"},
     ("", "events"): {"list", "watch", "create"},
 }

@@ -17,6 +17,7 @@ from pydantic.alias_generators import to_snake
 from contract.chart import CHART, JOB_VERBS, LEASE_VERBS, ROOT, VALUE_SETS, granted, helm, manifests, only, template
 from finetune_api import labels
 from finetune_api.pods import IDS, ValueSource, Volume
+from finetune_api.run import Downloads
 from finetune_operator import metrics, pods, settings
 from finetune_operator.facts import STAGES, StageName
 from unit.observed import METADATA, spec
@@ -108,6 +109,8 @@ def test_every_value_is_explained() -> None:
         ({"image": {"digest": "latest"}}, "at '/image/digest': 'latest' does not match pattern"),
         ({"image": {"repository": ""}}, "at '/image/repository'"),
         ({"trainer": {"image": {"pullPolicy": "Sometimes"}}}, "at '/trainer/image/pullPolicy': value must be one of"),
+        ({"trainer": {"downloads": {"allow": "a"}}}, "at '/trainer/downloads/allow': got string, want array"),
+        ({"trainer": {"downloads": {"maxBytes": 0}}}, "at '/trainer/downloads/maxBytes'"),
         ({"logLevel": "loud"}, "at '/logLevel': value must be one of 'debug', 'info', 'warning', 'error'"),
         ({"podMonitor": {"interval": "often"}}, "at '/podMonitor/interval'"),
         ({"nodeSelector": {"gpu": True}}, "at '/nodeSelector/gpu': got boolean, want string"),
@@ -147,6 +150,8 @@ def test_the_operator_understands_its_flags(name: str) -> None:
 
     assert parsed.namespaces == tuple(values.get("namespaces", ()))
     assert parsed.leader_elect
+    downloads = values.get("trainer", {}).get("downloads")
+    assert parsed.downloads == (Downloads.model_validate(downloads) if downloads else Downloads())
     assert (parsed.lease_namespace, parsed.lease_name) == ("finetune", "ft-finetune-operator")
     assert parsed.port == container["ports"][0]["containerPort"]
     if name == "platform":

@@ -244,7 +244,7 @@ def test_the_service_account_may_do_what_its_role_says_and_no_more(installed: Co
         ("create", "", "pods", "team-a"),
         ("create", "", "pods/exec", "team-a"),
         ("list", "", "configmaps", "team-a"),
-        ("delete", "", "persistentvolumeclaims", "team-a"),
+        ("deletecollection", "", "persistentvolumeclaims", "team-a"),
         ("bind", "rbac.authorization.k8s.io", "roles", "team-a"),
         ("patch", "finetune.dev", "finetunejobs", "team-a"),
         ("list", "finetune.dev", "finetunejobs", "team-b"),

@@ -345,7 +345,7 @@ def test_a_class_of_one_record_is_kept_for_training(tmp_path: Path) -> None:
          "(.jsonl, .ndjson, .json, .csv, .tsv, .parquet, .txt, .md): set spec.dataset.train[0].format"),
         ("pvc://claim/a.jsonl", "DatasetUnavailable", "spec.dataset.train[0].uri: pvc://claim is not mounted"),
         ("configmap://maps/../a", "BadSpec", "spec.dataset.train[0].uri: configmap://maps/../a leaves its volume: "
-         "write the path without '..'"),
+         "write the path of plain names, without '//', '.' or '..'"),
     ],
 )  # fmt: skip
 def test_sources_that_are_not_there(tmp_path: Path, uri: str, reason: str, message: str) -> None:
@@ -673,6 +673,21 @@ def test_hub_data_sets_give_the_files_of_the_split(tmp_path: Path, online: Any, 
         assert not (tmp_path / "workspace" / "downloads").exists()
 
 
+@pytest.mark.parametrize("name", ["data/../../x.jsonl", "/etc/x.jsonl", "a//b.jsonl", "a\x1b.jsonl"])
+def test_a_hub_names_no_place_outside_of_a_repository(tmp_path: Path, online: Any, name: str) -> None:
+    """Nothing is fetched then, nor written; a file that nobody asked for does no harm."""
+    content = "".join(json.dumps(row) + "\n" for row in PAIRS).encode()
+    with servers.hub({"datasets/team/data": servers.Repository({"a.jsonl": content, name: content})}) as server:
+        online(server.url)
+        assert "names a file by no plain path: " in refusal(run_of(tmp_path, "hf://team/data"))[1]
+        assert not [path for path in server.seen if "/resolve/" in path]
+        prepared(run_of(tmp_path, "hf://team/data/a.jsonl"))
+
+
+HERE = {"allow": ["localhost"]}
+"""The servers of these tests listen on loopback."""
+
+
 @pytest.fixture
 def secure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -695,7 +710,9 @@ def test_https_data_is_fetched_with_its_token(tmp_path: Path, secure: Any) -> No
     answers["/a.jsonl?v=1"] = servers.Answer(code=302, token="t1", failures=[503], headers={"Location": "/b"})
     answers["/b"] = servers.Answer(body)
     train = [{"uri": f"{server.url}/a.jsonl?v=1", "auth": {"secretName": "s"}}]
-    run = run_of(tmp_path, "file:///none", dataset={"train": train}, mounts={"secret://s": str(tmp_path)})
+    run = run_of(
+        tmp_path, "file:///none", dataset={"train": train}, mounts={"secret://s": str(tmp_path)}, downloads=HERE
+    )
     assert prepared(run)[1].data.train_examples == 90
     assert server.seen == ["/a.jsonl?v=1 Bearer t1", "/a.jsonl?v=1 Bearer t1", "/b None"]
 
@@ -719,6 +736,6 @@ def test_https_data_that_cannot_be_had(
     answers["/a.jsonl"] = servers.Answer(**answer)
     uri = f"{server.url}/a.jsonl"
     with pytest.raises(Failure) as caught:
-        prepared(run_of(tmp_path, uri))
+        prepared(run_of(tmp_path, uri, downloads=HERE))
     found = caught.value
     assert (found.reason, found.code, found.message) == (reason, code, f"spec.dataset.train[0]: {uri} {message}")

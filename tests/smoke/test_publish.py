@@ -154,6 +154,7 @@ def test_the_merged_model_says_what_the_adapter_says(trained: Prepared, tmp_path
     from transformers import AutoModelForCausalLM
 
     folder = published(to(trained, tmp_path / "out", merged=True))
+    assert len({path.stat().st_mode for path in folder.rglob("*") if path.is_file()}) == 1, "others may read all of it"
     base = AutoModelForCausalLM.from_pretrained(trained.stage().page.model_path)
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():

@@ -58,6 +58,8 @@ class OutOfMemoryError(RuntimeError):
          "no space left for /w/a: make room, or raise resources.workspace.size"),
         (OSError(errno.ENOSPC, "No space left on device", "/w/x"), 73, "OutputNotWritable",
          "no space left for /w/x: make room, or raise resources.workspace.size"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 73, "OutputNotWritable",
+         "no space left for the workspace: make room, or raise resources.workspace.size"),
         (KeyboardInterrupt(), 75, "Preempted", "stopped by the user; the same command goes on from here"),
     ],
 )  # fmt: skip
@@ -71,11 +73,47 @@ def test_a_failure_with_a_name_is_told_without_a_traceback(
     assert "Traceback" not in told
 
 
+def test_an_error_of_the_disk_is_told_by_its_place(tmp_path: Path) -> None:
+    """Whether an exception of the system, or a library's that tells of one."""
+    gone, workspace = str(tmp_path / "workspace" / "x"), f"workspace: {tmp_path}/workspace: {tmp_path}/workspace"
+    told = f'Error while serializing: I/O error: Read-only file system (os error {errno.EROFS}) at path "{gone}"'
+    code, report = ended(tmp_path, raising(RuntimeError(told)))
+    assert (code, report["reason"], report["message"]) == (
+        73,
+        "OutputNotWritable",
+        f"{workspace}/x: the volume is read-only",
+    )
+
+    code, report = ended(tmp_path, raising(OSError(errno.EIO, "Input/output error")))
+    assert (code, report["reason"]) == (70, "OutputNotWritable"), "it may be tried again"
+    assert report["message"] == f"{workspace}: Input/output error: the storage does not answer"
+
+    for path in ("/proc/none", gone):
+        code, report = ended(tmp_path, raising(FileNotFoundError(errno.ENOENT, "No such file", path)))
+        assert (code, report["reason"]) == (70, "InternalError"), "nobody named it, or it was ours"
+
+
 def test_what_nobody_foresaw_leaves_a_traceback_and_a_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code, report = ended(tmp_path, raising(ZeroDivisionError("division by zero")))
     assert (code, report["reason"]) == (70, "InternalError")
     assert report["message"] == "ZeroDivisionError: division by zero"
     assert "Traceback (most recent call last)" in capfd.readouterr().err
+
+
+def test_what_others_wrote_is_escaped_in_a_report(tmp_path: Path) -> None:
+    """Messages and samples go into a status, Events and terminals; an escape makes nothing too long to be read."""
+    evil = "\x1b[2J\u202e" * 200
+    samples = [Sample(prompt=evil, before="\x9b31m", after="a\nb")]
+
+    def stage(*arguments: Any) -> StageReport:
+        return StageReport(stage="train", evaluation=EvaluationResult(samples=samples, split="test\x07"))
+
+    found = StageReport.model_validate(ended(tmp_path, stage)[1])
+    assert found.evaluation is not None
+    assert found.evaluation.samples[0].prompt.startswith(r"\x1b[2J\u202e\x1b")
+    assert (found.evaluation.samples[0].before, found.evaluation.samples[0].after) == (r"\x9b31m", "a\nb")
+    assert found.evaluation.split == r"test\x07"
+    assert ended(tmp_path, raising(Failure(Reason.BAD_SPEC, "\x1b[2J\nno")))[1]["message"] == "\\x1b[2J\nno"
 
 
 def test_success_leaves_its_report_in_both_places(tmp_path: Path) -> None:

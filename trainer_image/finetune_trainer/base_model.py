@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from finetune_trainer.data.tokenizer import FILES, read_json
 from finetune_trainer.failures import Failure
 from finetune_trainer.output import megabytes
 from finetune_trainer.tensor_file import TensorFile
+from finetune_trainer.volumes import Named
 from finetune_trainer.workspace import Workspace, new_folder, write_file
 
 log = logging.getLogger(__name__)
@@ -86,23 +88,27 @@ def base_model(run: Run, workspace: Workspace, known: dict[str, str]) -> BaseMod
     source = run.spec.model
     if uris.parse(source.uri).scheme == "hf":
         folder, revision = _fetched(run, workspace)
+        config, weights = _checked(folder, source.uri)
     else:
-        folder, revision = _mounted(run), ""
-    config, weights = _checked(folder, source.uri)
+        where = Named(f"{FIELD}.uri", source.uri, Reason.MODEL_UNAVAILABLE)
+        folder, revision = _mounted(run, where), ""
+        config, weights = _checked(folder, source.uri, lambda path: where.proven(run, path))
     stamp = _stamp(weights)
     return BaseModel(folder, source.uri, revision or known.get(stamp) or _digest(weights), stamp, config, weights)
 
 
-def _mounted(run: Run) -> Path:
-    uri = run.spec.model.uri
-    try:
-        folder = run.locate(uri)
-    except KeyError as error:
-        raise Failure(Reason.MODEL_UNAVAILABLE, f"{FIELD}.uri: {error.args[0]} is not mounted") from None
+def _mounted(run: Run, where: Named) -> Path:
+    """The folder; every file in it that anything may open lies in its volume and can be read."""
+    uri, folder = where.uri, where.located(run)
     if not folder.exists():
         raise Failure(Reason.MODEL_UNAVAILABLE, f"{FIELD}.uri: {uri} does not exist{beside(folder)}")
     if not folder.is_dir():
         raise Failure(Reason.MODEL_INVALID, f"{FIELD}.uri: {uri} is a file; name the folder that holds the model")
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            where.proven(run, path)
+            if path.name in CONFIGS or path.suffix == ".safetensors":
+                path.open("rb").close()  # libraries tell a refusal as a broken file
     return folder
 
 
@@ -144,23 +150,29 @@ def _needed(files: list[hub.HubFile]) -> list[hub.HubFile]:
     return [file for file in files if file.name in CONFIGS] + (standard or weights)
 
 
-def _checked(folder: Path, name: str) -> tuple[dict[str, Any], list[Path]]:
-    """The model's config and weight files; raises ModelInvalid, naming what is missing."""
+def _checked(
+    folder: Path, name: str, prove: Callable[[Path], Path] = lambda path: path
+) -> tuple[dict[str, Any], list[Path]]:
+    """The model's config and weight files; raises ModelInvalid, naming what is missing. `prove` is shown each file
+    that only the model itself names."""
     if not (folder / "config.json").is_file():
         why = "is an adapter, not a base model" if (folder / "adapter_config.json").is_file() else "has no config.json"
         raise Failure(Reason.MODEL_INVALID, f"{FIELD}.uri: {name} {why}{beside(folder / '-')}")
     config = read_json(folder / "config.json", name)
-    weights = _weights(folder, name)
+    if "transformers_weights" in config:
+        told = "config.json names its weights by a path (transformers_weights): leave that out"
+        raise Failure(Reason.MODEL_INVALID, f"{FIELD}.uri: {name}: {told}")
+    weights = _weights(folder, name, prove)
     for path in weights:
         _check_weights(path, name)
     return config, weights
 
 
-def _weights(folder: Path, name: str) -> list[Path]:
+def _weights(folder: Path, name: str, prove: Callable[[Path], Path]) -> list[Path]:
     index = read_json(folder / "model.safetensors.index.json", name)
     if index:
-        shards = sorted(set((index.get("weight_map") or {}).values()))
-        missing = [shard for shard in shards if not (folder / shard).is_file()]
+        shards = _shards(index.get("weight_map"), name)
+        missing = [shard for shard in shards if not prove(folder / shard).is_file()]
         if missing or not shards:
             raise Failure(
                 Reason.MODEL_INVALID, f"{FIELD}.uri: {name} lacks {', '.join(missing[:5]) or 'its weight map'}"
@@ -171,6 +183,17 @@ def _weights(folder: Path, name: str) -> list[Path]:
         others = sorted(path.name for pattern in (*PICKLES, "*.gguf") for path in folder.glob(pattern))
         raise Failure(Reason.MODEL_INVALID, f"{FIELD}.uri: {name} has no weights as *.safetensors{_instead(others)}")
     return weights
+
+
+def _shards(weight_map: Any, name: str) -> list[str]:
+    """The files of a sharded model, below its folder."""
+    named = weight_map.values() if isinstance(weight_map, dict) else []
+    shards = sorted({str(shard) for shard in named})
+    outside = [shard for shard in shards if not uris.is_plain(shard)]
+    if outside:
+        told = f"its index names weights outside of the folder: {', '.join(outside[:5])}"
+        raise Failure(Reason.MODEL_INVALID, f"{FIELD}.uri: {name}: {told}")
+    return shards
 
 
 def _instead(others: list[str]) -> str:

@@ -4,9 +4,12 @@ It decides what a failure is called and whether another try can help. It knows n
 """
 
 import errno
+import os
+import re
 
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
+from finetune_api.text import printable_lines
 
 CODES: dict[Reason, ExitCode] = {
     Reason.BAD_SPEC: ExitCode.BAD_SPEC,
@@ -29,6 +32,8 @@ CODES: dict[Reason, ExitCode] = {
 }
 """The exit code of each reason that a stage can end with."""
 
+IN_WORDS = re.compile(r"\(os error (\d+)\)(?: at path \"([^\"]+)\")?")
+"""How libraries in Rust (safetensors, tokenizers) tell an error of the system, in exceptions of their own."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """OSError numbers of a disk or quota that is full."""
 
@@ -40,11 +45,19 @@ class Failure(Exception):
     """
 
     def __init__(self, reason: Reason, message: str, *, transient: bool = False) -> None:
-        super().__init__(message)
         self.reason = reason
-        self.message = message
+        self.message = printable_lines(message)  # it quotes files, servers and names that others chose
+        super().__init__(self.message)
         self.transient = transient
         self.code = ExitCode.INTERNAL if transient else CODES[reason]
+
+
+def as_os_error(error: BaseException) -> OSError | None:
+    """`error` as the OSError that it is or tells of; None for anything else."""
+    if isinstance(error, OSError | Failure):
+        return error if isinstance(error, OSError) else None
+    found = IN_WORDS.search(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])), found[2]) if found else None
 
 
 def classified(error: BaseException) -> Failure:
@@ -55,8 +68,8 @@ def classified(error: BaseException) -> Failure:
         return Failure(Reason.OUT_OF_MEMORY, f"out of memory: {error}" if str(error) else "out of memory")
     if isinstance(error, KeyboardInterrupt):
         return Failure(Reason.PREEMPTED, "stopped by the user; the same command goes on from here")
-    if isinstance(error, OSError) and error.errno in FULL:
-        place = error.filename2 or error.filename or "the workspace"  # of a copy the second name is the new file's
+    if (trouble := as_os_error(error)) is not None and trouble.errno in FULL:
+        place = trouble.filename2 or trouble.filename or "the workspace"  # of a copy the second name is the new file's
         message = f"no space left for {place}: make room, or raise resources.workspace.size"
         return Failure(Reason.OUTPUT_NOT_WRITABLE, message)
     return Failure(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""What comes over the network: files of the Hugging Face Hub and of https servers, put in their places at once.
+"""What comes over the network: files of the Hugging Face Hub, and what all downloads share.
 
 It decides how a server's answer is told to a person, and what may be tried again. It knows no model and no record.
 """
@@ -6,20 +6,19 @@ It decides how a server's answer is told to a person, and what may be tried agai
 import logging
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from finetune_api import uris
 from finetune_api.reasons import Reason
-from finetune_api.run import Run
+from finetune_api.run import OutsideError, Run
 from finetune_api.sources import Auth
 from finetune_trainer.failures import Failure
 from finetune_trainer.output import megabytes
+from finetune_trainer.volumes import explained
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo, ModelInfo
@@ -31,7 +30,6 @@ PAUSES = (1.0, 4.0)
 """Seconds before the second and the third try of a request."""
 PATIENCE = 30
 """Seconds without a byte after which a connection is given up."""
-BLOCK = 1024 * 1024
 BUSY = (408, 425, 429, 500, 502, 503, 504)
 """HTTP codes of a server that may answer later."""
 
@@ -80,6 +78,11 @@ def place(run: Run, uri: str, field: str, reason: Reason, auth: Auth | None) -> 
         return Place(uri, field, reason)
     try:
         token = run.secret(auth.secret_name, auth.key or "token").read_text(encoding="utf-8").strip()
+    except OutsideError as error:
+        raise Failure(Reason.ACCESS_DENIED, f"{field}.auth.secretName: the Secret {auth.secret_name} {error}") from None
+    except PermissionError as error:
+        why = explained(error, Path(error.filename))
+        raise Failure(Reason.ACCESS_DENIED, f"{field}.auth.secretName: the Secret {auth.secret_name}: {why}") from None
     except (KeyError, OSError, UnicodeDecodeError):
         token = ""
     if not token:
@@ -105,11 +108,14 @@ def repository(where: Place, kind: str, revision: str | None) -> Repository:
 
 def fetch(where: Place, source: Repository, files: list[HubFile], folder: Path) -> None:
     """Download `files` into `folder`; what an earlier try left there is continued."""
+    outside = next((file.name for file in files if not uris.is_plain(file.name)), None)
+    if outside is not None:
+        raise where.failure(f"names a file by no plain path: {outside}")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()  # the log says how far it is, also where there is no terminal
-    with _watched(folder, where.uri, sum(file.size for file in files)):
+    with watched(folder, where.uri, sum(file.size for file in files)):
         for file in files:
             name = file.name
             _hub(
@@ -126,41 +132,7 @@ def fetch(where: Place, source: Repository, files: list[HubFile], folder: Path) 
             )
 
 
-def download(where: Place, folder: Path) -> Path:
-    """Fetch an https:// URL into `folder` under its own name; returns the file, which is whole when it exists."""
-    name = PurePosixPath(urllib.request.url2pathname(where.uri.split("?")[0].split("#")[0])).name or "data"
-    target = folder / name
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _retried(where, lambda: _download(where, target))
-    return target
-
-
-def _download(where: Place, target: Path) -> None:
-    request = urllib.request.Request(where.uri, headers={"User-Agent": "finetune-operator"})
-    if where.token is not None:
-        request.add_unredirected_header("Authorization", f"Bearer {where.token}")  # another host must not see it
-    draft = target.with_name(f"{target.name}.part")
-    try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer, draft.open("wb") as file:
-            if answer.headers.get_content_type() == "text/html":
-                raise where.failure("is a web page, not data: name the file's own address")
-            size = int(answer.headers.get("Content-Length") or 0)
-            with _watched(draft, where.uri, size):
-                while block := answer.read(BLOCK):
-                    file.write(block)
-            if size and file.tell() != size:
-                raise where.failure(f"ended after {file.tell():,} of {size:,} bytes", transient=True)
-    except urllib.error.HTTPError as error:
-        raise _answered(where, error.code) from None
-    except urllib.error.URLError as error:
-        raise where.failure(f"cannot be reached: {error.reason}", transient=True) from None
-    except (TimeoutError, ConnectionError) as error:
-        raise where.failure(f"cannot be reached: {error or 'timed out'}", transient=True) from None
-    draft.replace(target)
-
-
-def _answered(where: Place, code: int) -> Failure:
+def answered(where: Place, code: int) -> Failure:
     if code in (401, 403):
         return where.denied(code)
     if code in (404, 410):
@@ -169,7 +141,7 @@ def _answered(where: Place, code: int) -> Failure:
 
 
 def _hub(where: Place, ask: Callable[[], T], revision: str | None) -> T:
-    return _retried(where, lambda: _asked(where, ask, revision))
+    return retried(where, lambda: _asked(where, ask, revision))
 
 
 def _asked(where: Place, ask: Callable[[], T], revision: str | None) -> T:
@@ -189,7 +161,7 @@ def _asked(where: Place, ask: Callable[[], T], revision: str | None) -> T:
     except errors.OfflineModeIsEnabled:
         raise where.failure("cannot be fetched: HF_HUB_OFFLINE is set") from None
     except errors.HfHubHTTPError as error:
-        raise _answered(where, error.response.status_code if error.response is not None else 0) from None
+        raise answered(where, error.response.status_code if error.response is not None else 0) from None
     except errors.LocalEntryNotFoundError as error:
         raise where.failure(f"cannot be reached: {error.__cause__ or error}", transient=True) from None
     except Exception as error:
@@ -198,7 +170,7 @@ def _asked(where: Place, ask: Callable[[], T], revision: str | None) -> T:
         raise where.failure(f"cannot be reached: {error}", transient=True) from None
 
 
-def _retried(where: Place, ask: Callable[[], T]) -> T:
+def retried(where: Place, ask: Callable[[], T]) -> T:
     for pause in PAUSES:
         try:
             return ask()
@@ -211,7 +183,7 @@ def _retried(where: Place, ask: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _watched(path: Path, uri: str, total: int) -> Iterator[None]:
+def watched(path: Path, uri: str, total: int) -> Iterator[None]:
     """Log every few seconds how much of `total` bytes has come."""
     done = threading.Event()
 

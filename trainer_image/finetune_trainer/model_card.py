@@ -7,6 +7,7 @@ import json
 
 from finetune_api.run import Run
 from finetune_api.status import Metrics, Sample
+from finetune_api.text import printable_lines
 from finetune_trainer.prepared import Prepared, Start
 from finetune_trainer.results import Result, base_name
 
@@ -161,7 +162,7 @@ def _samples(samples: list[Sample]) -> str:
 
 
 def _quoted(text: str) -> str:
-    return "".join(f"    {line}\n" for line in (text or "(nothing)").splitlines())
+    return "".join(f"    {line}\n" for line in printable_lines(text or "(nothing)").split("\n"))
 
 
 def _data(run: Run, page: Prepared) -> str:

@@ -22,6 +22,7 @@ from transformers.models.auto import modeling_auto
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.failures import Failure
+from finetune_trainer.volumes import REFUSING, UNREACHABLE, explained
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ def load(
             trust_remote_code=False, output_loading_info=True, quantization_config=quantization,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # transformers has OSErrors of its own
+            raise _unreadable(folder, error) from error
         raise Failure(Reason.MODEL_INVALID, f"cannot load the model in {folder}: {_first_line(error)}") from error
     fresh = set(fresh_modules(model, head)) | {name.rpartition(".")[0] for name in info["missing_keys"]}
     return LoadedModel(model, tuple(sorted(fresh)))
@@ -119,8 +122,25 @@ def _tensor_names(path: Path) -> list[str]:
         return list(tensors.keys())
 
 
+def _check_readable(folder: Path) -> None:
+    """Libraries tell a file that they may not read as one that is missing."""
+    try:
+        for path in folder.iterdir():
+            if path.suffix in (".json", ".safetensors") and path.is_file():
+                path.open("rb").close()
+    except OSError as error:
+        if error.errno in REFUSING:
+            raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: OSError) -> Failure:
+    why = explained(error, Path(error.filename or folder))
+    return Failure(Reason.MODEL_UNAVAILABLE, f"spec.model.uri: {why}", transient=error.errno in UNREACHABLE)
+
+
 def config_of(folder: Path, **overrides: Any) -> PretrainedConfig:
     """The config of the model in `folder`; raises Failure where transformers cannot read it."""
+    _check_readable(folder)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **overrides)
     except (OSError, ValueError, KeyError) as error:

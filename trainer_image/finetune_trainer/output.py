@@ -3,29 +3,30 @@
 It decides who owns an output. It writes nothing but a probe.
 """
 
-import errno
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from finetune_api import uris
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_trainer.failures import FULL, Failure
+from finetune_trainer.volumes import UNREACHABLE, Named, explained
 
 MANIFEST = "manifest.json"
 FIELD = "spec.output.uri"
 
 
 def check_output(run: Run) -> Path:
-    """The output folder, after a trial write beside it; raises OutputNotWritable or BadSpec."""
+    """The output folder, links followed, after a trial write beside it; raises OutputNotWritable or BadSpec."""
+    where = Named(FIELD, run.spec.output.uri, Reason.OUTPUT_NOT_WRITABLE)
+    folder = Path(os.path.realpath(where.located(run)))
+    if uris.parse(where.uri).scheme != "file":
+        where.proven(run, folder.parent)  # the result is written beside it: it cannot be the volume itself
     try:
-        folder = run.locate(run.spec.output.uri)
-    except KeyError as error:
-        raise Failure(Reason.BAD_SPEC, f"{FIELD}: {error.args[0]} is not mounted") from None
-    refuse_foreign(run, folder)
-    try:
+        refuse_foreign(run, folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         _probe(folder if folder.is_dir() else folder.parent)
     except OSError as error:
@@ -55,7 +56,7 @@ def owner_of(folder: Path) -> dict[str, Any] | None:
     """`job` of the folder's manifest (name, namespace, uid); None where there is no such manifest."""
     try:
         owner = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["job"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return owner if isinstance(owner, dict) else None
 
@@ -71,9 +72,10 @@ def check_room(run: Run, folder: Path, needed: int) -> None:
 
 def cannot_write(run: Run, error: OSError) -> Failure:
     """An error while writing the output, in words."""
-    why = {errno.EACCES: "no permission", errno.EPERM: "no permission", errno.EROFS: "the volume is read-only"}
-    told = "no space left" if error.errno in FULL else why.get(error.errno or 0, error.strerror)
-    return Failure(Reason.OUTPUT_NOT_WRITABLE, f"{FIELD}: cannot write {run.spec.output.uri}: {told}")
+    place = error.filename2 or error.filename or run.spec.output.uri
+    told = "no space left" if error.errno in FULL else explained(error, Path(os.fsdecode(place)))
+    message = f"{FIELD}: cannot write {run.spec.output.uri}: {told}"
+    return Failure(Reason.OUTPUT_NOT_WRITABLE, message, transient=error.errno in UNREACHABLE)
 
 
 def megabytes(count: int) -> str:

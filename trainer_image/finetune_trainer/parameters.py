@@ -20,6 +20,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Memory
 from finetune_trainer.failures import Failure
 from finetune_trainer.imports import hide
+from finetune_trainer.shell import log_to_stderr
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,8 @@ class ParameterCount:
 def main() -> int:
     """Read two lines from standard input, answer on standard output."""
     answer, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    log_to_stderr("prepare")
+    sys.excepthook = lambda kind, error, trace: log.critical("unexpected", exc_info=error)
     hide("datasets")
     hide("bitsandbytes")  # no weight is loaded here
     from finetune_trainer.memory import PlannedModel  # before the question arrives: the import is the long part

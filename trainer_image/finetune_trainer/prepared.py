@@ -168,7 +168,7 @@ def read_prepared(workspace: Workspace) -> Prepared | None:
     """The page of the workspace's prepared data; None where there is none that this version understands."""
     try:
         return Prepared.model_validate_json((workspace.prepared / PAGE).read_bytes())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None
 
 

@@ -10,7 +10,9 @@ import logging
 import os
 import platform
 import shutil
+import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_api.status import Artifact
 from finetune_trainer import results
-from finetune_trainer.failures import FULL, Failure
+from finetune_trainer.failures import FULL, Failure, as_os_error
 from finetune_trainer.loss_curve import loss_curve
 from finetune_trainer.model_card import model_card
 from finetune_trainer.output import MANIFEST, cannot_write, check_output, check_room
@@ -30,6 +32,7 @@ from finetune_trainer.prepared import Prepared, read_prepared, tokenizer_folder
 from finetune_trainer.report import Progress
 from finetune_trainer.results import Result
 from finetune_trainer.state import sha256
+from finetune_trainer.volumes import UNREACHABLE
 from finetune_trainer.workspace import Workspace, new_folder
 
 log = logging.getLogger(__name__)
@@ -66,8 +69,11 @@ def publish(run: Run, workspace: Workspace, progress: Progress) -> StageReport:
             progress.update(activity="verifying")
             verify(draft)
         digest = sha256(publication.target / MANIFEST)
-    except OSError as error:
-        raise _failed(run, error) from error
+    except Exception as error:
+        trouble = as_os_error(error)
+        if trouble is None or _is_elsewhere(trouble, publication.target):
+            raise  # of the workspace, of the base model, or no error of a disk
+        raise _failed(run, trouble) from error
     size = sum(path.stat().st_size for path in _files(publication.target))
     log.info("published and verified: %s, %d bytes, sha256 of the manifest %s", run.spec.output.uri, size, digest)
     artifact = Artifact(
@@ -128,6 +134,7 @@ def _write(publication: Publication, draft: Path) -> None:
         from finetune_trainer.merge import merge
 
         merge(publication.run, publication.page, publication.workspace, draft / MERGED)
+        _open_weights(draft / MERGED)
         _copy(tokenizer_folder(publication.workspace), draft / MERGED)
     texts = {
         CARD: model_card(publication.run, publication.page, publication.result),
@@ -184,6 +191,15 @@ def metrics(result: Result) -> dict[str, Any]:
     return {"split": evaluation.split, **models, "training": {**training, **speed, "bestStep": evaluation.best_step}}
 
 
+def _open_weights(folder: Path) -> None:
+    """Give weights the mode of the files beside them: safetensors closes what it writes to all but their owner, and a
+    server that is to read them is another user."""
+    mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
+    for path in folder.glob("*.safetensors"):
+        with suppress(OSError):  # a storage without modes refuses to set them
+            path.chmod(mode)
+
+
 def _copy(source: Path, target: Path) -> None:
     for path in _files(source):
         place = target / path.relative_to(source)
@@ -217,9 +233,13 @@ def _open_tensors(path: Path, name: str) -> None:
         raise Failure(Reason.ARTIFACT_INVALID, f"{name} holds no tensors")
 
 
+def _is_elsewhere(error: OSError, target: Path) -> bool:
+    names = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    return bool(names) and not any(name.is_relative_to(target.parent) for name in names)
+
+
 def _failed(run: Run, error: OSError) -> Failure:
     if error.errno in REFUSED:
         return cannot_write(run, error)
-    return Failure(
-        Reason.ARTIFACT_PUSH_FAILED, f"spec.output.uri: writing {run.spec.output.uri} failed: {error.strerror or error}"
-    )
+    message = f"spec.output.uri: writing {run.spec.output.uri} failed: {error.strerror or error}"
+    return Failure(Reason.ARTIFACT_PUSH_FAILED, message, transient=error.errno in UNREACHABLE)

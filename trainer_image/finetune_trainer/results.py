@@ -71,7 +71,7 @@ def read(folder: Path) -> Result | None:
     """The finished result that lies there; None where there is none yet."""
     try:
         return Result.model_validate_json((folder / PAGE).read_bytes())
-    except OSError:
+    except FileNotFoundError:
         return None
 
 

@@ -17,8 +17,9 @@ from finetune_api.events import TERMINATION_LIMIT, Stage, StageReport
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.run import Run, read_run
-from finetune_trainer import report
-from finetune_trainer.failures import Failure, classified
+from finetune_api.text import printable_lines
+from finetune_trainer import report, volumes
+from finetune_trainer.failures import Failure, as_os_error, classified
 from finetune_trainer.report import Progress
 from finetune_trainer.workspace import Workspace, write_file
 
@@ -28,6 +29,8 @@ StageFunction = Callable[[Run, Workspace, Progress], StageReport]
 """A stage: does its work, or raises Failure."""
 MESSAGE_LIMIT = 2048
 """Characters of a report's message."""
+WORD_LIMIT = 256
+"""Characters that every text of a report may have."""
 
 
 def run_stage(
@@ -39,32 +42,65 @@ def run_stage(
     host: str = report.ALL_INTERFACES,
 ) -> int:
     """Run a stage to its end and leave its report; returns the exit code. `load` imports its code."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format=f"%(asctime)s {stage}: %(message)s",
-        datefmt="%H:%M:%S",
-        force=True,
-    )
+    log_to_stderr(stage)
     progress = Progress(stage)
     server = report.serve(progress, port, host)
     signal.signal(signal.SIGTERM, _stop)  # process 1 of a container has no default action
     workspace: Workspace | None = None
+    run: Run | None = None
     try:
         run = _run(run_file)
         workspace = _workspace(run)
         ending, code = load(run)(run, workspace, progress), ExitCode.DONE
     except BaseException as error:
-        ending, code = _ending(stage, error)
+        ending, code = _ending(stage, error, run)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the report is written first
     progress.update(activity="done")
     if stage == "train":
         ending = ending.model_copy(update={"progress": progress.snapshot()})
-    _leave(ending, workspace, termination_log)
+    _leave(readable(ending), workspace, termination_log)
     if server is not None:
         server.close()
     return int(code)
+
+
+class Lines(logging.Formatter):
+    """Formats a record so that what it quotes neither acts on a terminal nor looks like another record: the lines of
+    a message or traceback after its first are indented, and control characters are shown as escapes."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = _indented(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return _indented(super().formatException(ei))
+
+
+def _indented(text: str) -> str:
+    return printable_lines(text).replace("\n", "\n    ")
+
+
+def log_to_stderr(who: str) -> None:
+    """Send every log of this process to standard error, each record with `who`."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Lines(f"%(asctime)s {who}: %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def readable(ending: StageReport) -> StageReport:
+    """The report as it may be shown: samples, labels and messages come from data, models and servers."""
+    return StageReport.model_validate(_readable(ending.to_wire()))
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_readable(key): _readable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_readable(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return printable_lines(value)[: max(len(value), WORD_LIMIT)]  # escapes must not outgrow what a report may hold
 
 
 def encoded(ending: StageReport, limit: int = TERMINATION_LIMIT) -> bytes:
@@ -109,14 +145,15 @@ def _workspace(run: Run) -> Workspace:
     try:
         workspace.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Failure(
-            Reason.OUTPUT_NOT_WRITABLE, f"cannot make the workspace {workspace.root}: {error.strerror}"
-        ) from None
+        why = volumes.explained(error, workspace.root)
+        raise Failure(Reason.OUTPUT_NOT_WRITABLE, f"cannot make the workspace: {why}") from None
     return workspace
 
 
-def _ending(stage: Stage, error: BaseException) -> tuple[StageReport, ExitCode]:
-    failure = classified(error)
+def _ending(stage: Stage, error: BaseException, run: Run | None) -> tuple[StageReport, ExitCode]:
+    trouble = as_os_error(error)
+    named = volumes.told(run, trouble) if run is not None and trouble is not None else None
+    failure = named or classified(error)
     if failure.reason is Reason.INTERNAL_ERROR and failure is not error:
         log.error("unexpected: please report this", exc_info=error)
     else:

@@ -29,6 +29,7 @@ from finetune_trainer.failures import Failure
 from finetune_trainer.prepared import Origin, Start
 from finetune_trainer.state import sha256, sha256_of
 from finetune_trainer.stored_adapter import CONFIG, MANIFEST, ORIGINS, WEIGHTS, StoredAdapter, StoredLayer
+from finetune_trainer.volumes import Named
 from finetune_trainer.workspace import Workspace, new_folder
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,8 @@ def is_taken_as_it_is(wished: StartFrom) -> bool:
 
 def _key(run: Run, wished: StartFrom, model: BaseModel) -> str:
     """Covers all that shapes the start, with stamps in place of content; of the hub, what was asked of it."""
-    stamps = [_stamp(folder) for source in wished.adapters if (folder := _mounted(run, source)) is not None]
+    mounted = [_mounted(run, source, f"{FIELD}.adapters[{index}]") for index, source in enumerate(wished.adapters)]
+    stamps = [_stamp(folder) for folder in mounted if folder is not None]
     return sha256_of([wished.to_wire(), run.spec.training.seed, model.revision, stamps])
 
 
@@ -107,12 +109,15 @@ def _stamp(folder: Path) -> list[str]:
     return [f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in found]
 
 
-def _mounted(run: Run, source: AdapterSource) -> Path | None:
-    """The folder of an adapter that is within reach; None for one that has to be fetched, or is not mounted."""
-    try:
-        return None if uris.parse(source.uri).scheme == "hf" else run.locate(source.uri)
-    except KeyError:
+def _mounted(run: Run, source: AdapterSource, place: str) -> Path | None:
+    """The folder of an adapter, whose files lie in its volume; None for one that has to be fetched."""
+    where = Named(f"{place}.uri", source.uri, Reason.INPUT_UNAVAILABLE)
+    if uris.parse(source.uri).scheme == "hf":
         return None
+    folder = where.located(run)
+    for name in FILES:
+        where.proven(run, folder / name)
+    return folder
 
 
 def _opened(run: Run, wished: StartFrom, workspace: Workspace) -> tuple[list[StoredAdapter], list[str]]:
@@ -120,22 +125,14 @@ def _opened(run: Run, wished: StartFrom, workspace: Workspace) -> tuple[list[Sto
     adapters, revisions = [], []
     for index, source in enumerate(wished.adapters):
         place = f"{FIELD}.adapters[{index}]"
-        if uris.parse(source.uri).scheme == "hf":
+        folder, commit = _mounted(run, source, place), ""
+        if folder is None:
             folder, commit = _fetched(run, source, place, workspace.downloads / f"adapter-{index}")
-        else:
-            folder, commit = _found(run, source, place), ""
+        elif not folder.exists():
+            raise Failure(Reason.INPUT_UNAVAILABLE, f"{place}.uri: {source.uri} does not exist{beside(folder)}")
         adapters.append(StoredAdapter(folder, place, source.uri))
         revisions.append(commit or f"sha256:{sha256(folder / WEIGHTS)}")
     return adapters, revisions
-
-
-def _found(run: Run, source: AdapterSource, place: str) -> Path:
-    folder = _mounted(run, source)
-    if folder is None:
-        raise Failure(Reason.INPUT_UNAVAILABLE, f"{place}.uri: {source.uri} is not mounted")
-    if not folder.exists():
-        raise Failure(Reason.INPUT_UNAVAILABLE, f"{place}.uri: {source.uri} does not exist{beside(folder)}")
-    return folder
 
 
 def _fetched(run: Run, source: AdapterSource, place: str, folder: Path) -> tuple[Path, str]:

@@ -17,6 +17,7 @@ from typing import Any
 from finetune_api.reasons import Reason
 from finetune_trainer.failures import Failure
 from finetune_trainer.tensor_file import Floats, TensorFile
+from finetune_trainer.volumes import explained
 
 CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "manifest.json"
 PICKLE = "adapter_model.bin"
@@ -53,10 +54,14 @@ class StoredAdapter:
     def __init__(self, folder: Path, place: str, uri: str) -> None:
         """`place` is the field that names it, `uri` what its owner calls it."""
         self.folder, self.place, self.uri = folder, place, uri
-        self.config = self._config()
-        self._check_config()
-        self.file = self._file()
-        self.layers = self._layers()
+        try:
+            self.config = self._config()
+            self._check_config()
+            self.file = self._file()
+            self.layers = self._layers()
+        except OSError as error:
+            path = Path(error.filename or folder)
+            raise self.failure(f"cannot be read: {explained(error, path)}", Reason.INPUT_UNAVAILABLE) from None
 
     def failure(self, why: str, reason: Reason = Reason.BAD_SPEC) -> Failure:
         return Failure(reason, f"{self.place}: {self.uri} {why}")
@@ -164,6 +169,6 @@ def _is_of(tensor: str, module: str) -> bool:
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from finetune_api.reasons import Reason
+from finetune_api.text import printable
 from finetune_trainer.failures import Failure
 
 SHOWN = 20
@@ -39,6 +40,7 @@ class Faults:
             self._file = self._path.open("w", encoding="utf-8", errors="backslashreplace")
         self._file.write(json.dumps({"file": file, unit: number, "problem": problem}) + "\n")
         self.count += 1
+        file, problem = printable(file), printable(problem)
         if len(self._first) < SHOWN:
             self._first.append(
                 f"{file}:{number}: {problem}" if unit == "line" else f"{file}, {unit} {number}: {problem}"

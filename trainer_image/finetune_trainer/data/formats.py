@@ -16,7 +16,8 @@ from typing import IO, Any, Literal, cast
 
 from finetune_api.reasons import Reason
 from finetune_trainer.data.faults import Faults
-from finetune_trainer.failures import Failure
+from finetune_trainer.failures import FULL, Failure
+from finetune_trainer.volumes import UNREACHABLE, explained
 
 Format = Literal["jsonl", "json", "csv", "parquet", "text"]
 Row = tuple[int, dict[str, Any]]
@@ -88,8 +89,11 @@ def rows(file: DataFile, faults: Faults) -> Iterator[Row]:
         file.meter.finish(file.path.stat().st_size)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise Failure(Reason.DATASET_INVALID, f"{file.name}: broken gzip file: {error}") from None
-    except PermissionError:
-        raise Failure(Reason.DATASET_UNAVAILABLE, f"{file.name}: no permission to read it") from None
+    except OSError as error:
+        if error.errno in FULL or error.filename not in (None, str(file.path)):
+            raise  # of the workspace, which takes the bad records
+        why, transient = explained(error, file.path), error.errno in UNREACHABLE
+        raise Failure(Reason.DATASET_UNAVAILABLE, f"{file.name}: {why}", transient=transient) from None
 
 
 def _jsonl(file: DataFile, faults: Faults) -> Iterator[Row]:
@@ -234,7 +238,9 @@ def _parquet(file: DataFile, faults: Faults) -> Iterator[Row]:
             for row in batch.to_pylist():
                 yield number, row
                 number += 1
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the storage; pyarrow has OSErrors of its own for broken content
         raise Failure(Reason.DATASET_INVALID, f"{file.name}: not a readable Parquet file: {error}") from None
 
 

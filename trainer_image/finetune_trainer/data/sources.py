@@ -4,25 +4,28 @@ It decides what belongs to a source and in which order it is read. It opens no d
 """
 
 import hashlib
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from finetune_api import uris
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_api.spec import Dataset, Source
-from finetune_trainer import hub
+from finetune_api.text import printable
+from finetune_trainer import hub, web
 from finetune_trainer.base_model import beside
 from finetune_trainer.data.formats import SUFFIXES, DataFile, Format, format_of
 from finetune_trainer.failures import Failure
 from finetune_trainer.prepared import SplitName
+from finetune_trainer.volumes import REMOTE, WILD, Named
 from finetune_trainer.workspace import Workspace
 
-REMOTE = ("hf", "https")
-WILD = re.compile(r"[*?\[]")
+LOST = "lost+found"
+"""A folder at the root of many volumes; it belongs to the file system, and root alone may read it."""
 WORDS: dict[SplitName, str] = {"train": "train", "validation": "valid|validation|val|dev", "test": "test"}
 """How data sets of the hub name the files of a split."""
 
@@ -67,28 +70,26 @@ def files(run: Run, workspace: Workspace, place: PlacedSource) -> list[DataFile]
     where = hub.place(run, place.source.uri, place.field, Reason.DATASET_UNAVAILABLE, place.source.auth)
     folder = workspace.downloads / hashlib.sha256(stamp(run, place).encode()).hexdigest()[:16]
     if uris.parse(place.source.uri).scheme == "https":
-        path = hub.download(where, folder)
+        path = web.download(where, run.downloads, folder)
         return [DataFile(path, place.source.uri, _format(place, path.name))]
     return _from_hub(where, place, folder)
 
 
 def _mounted(run: Run, place: PlacedSource) -> list[DataFile]:
     uri = place.source.uri
-    if ".." in PurePosixPath(uris.parse(uri).path).parts and not uri.startswith("file://"):
-        raise Failure(Reason.BAD_SPEC, f"{place.field}.uri: {uri} leaves its volume: write the path without '..'")
-    try:
-        path = run.locate(uri)
-    except KeyError as error:
-        raise Failure(Reason.DATASET_UNAVAILABLE, f"{place.field}.uri: {error.args[0]} is not mounted") from None
+    where = Named(f"{place.field}.uri", uri, Reason.DATASET_UNAVAILABLE)
+    path = where.located(run)
     if path.is_file():
-        return [DataFile(path, uri, _format(place, path.name))]
-    if path.is_dir():
-        return _several(place, path, _visible(path, "**/*"), uri)
-    plain = next((parent for parent in path.parents if not WILD.search(str(parent)) and parent.is_dir()), None)
-    if plain is not None and WILD.search(str(path.relative_to(plain))):
-        pattern = path.relative_to(plain).as_posix()
-        return _several(place, plain, _visible(plain, pattern), uri.removesuffix(pattern))
-    raise Failure(Reason.DATASET_UNAVAILABLE, f"{place.field}.uri: {uri} does not exist{beside(path)}")
+        return [DataFile(path, printable(uri), _format(place, path.name))]
+    folder, pattern, name = path, ("**", "*"), uri
+    if not path.is_dir():
+        folder = next(parent for parent in path.parents if not WILD.search(str(parent)) and parent.is_dir())
+        pattern = path.relative_to(folder).parts
+        if not WILD.search("/".join(pattern)):
+            raise where.failure(f"does not exist{beside(path)}")
+        name = uri.rstrip("/").removesuffix("/".join(pattern))
+    found = _matching(folder, pattern, lambda path: where.proven(run, path))
+    return _several(place, folder, sorted(set(found)), name)
 
 
 def _several(place: PlacedSource, folder: Path, paths: list[Path], name: str) -> list[DataFile]:
@@ -97,14 +98,30 @@ def _several(place: PlacedSource, folder: Path, paths: list[Path], name: str) ->
     if not chosen:
         kinds = ", ".join(SUFFIXES) if place.source.format == "auto" else "any"
         raise Failure(Reason.DATASET_UNAVAILABLE, f"{place.field}.uri: {place.source.uri} holds no data file ({kinds})")
-    found = [(path, f"{name.rstrip('/')}/{path.relative_to(folder).as_posix()}") for path in chosen]
+    found = [(path, printable(f"{name.rstrip('/')}/{path.relative_to(folder).as_posix()}")) for path in chosen]
     return [DataFile(path, shown, _format(place, path.name)) for path, shown in found]
 
 
-def _visible(folder: Path, pattern: str) -> list[Path]:
-    """Files below `folder` by the order of their names; hidden ones are another tool's."""
-    found = [path for path in folder.glob(pattern) if path.is_file()]
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+def _matching(folder: Path, pattern: tuple[str, ...], prove: Callable[[Path], Path]) -> Iterator[Path]:
+    """Files below `folder` whose path fits a pattern for each segment; hidden ones are another tool's. `prove` sees
+    each path before it is followed.
+
+    Unlike Path.glob it raises OSError for a folder that cannot be read, whose data would be left out unseen.
+    """
+    first, rest = pattern[0], pattern[1:]
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.name != LOST)
+    if first == "**":
+        yield from _matching(folder, rest or ("*",), prove)
+        below = [folder / name for name in names if (folder / name).is_dir() and not (folder / name).is_symlink()]
+        for path in below:  # links are not followed here: they can lead in a circle
+            yield from _matching(path, pattern, prove)
+        return
+    for path in (folder / name for name in names if fnmatchcase(name, first)):
+        if rest and prove(path).is_dir():
+            yield from _matching(path, rest, prove)
+        elif not rest and path.is_file():
+            yield prove(path)
 
 
 def _format(place: PlacedSource, name: str) -> Format:

@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -78,7 +79,7 @@ def save(folder: Path, tokenizer: ModelTokenizer, target: Path) -> None:
             shutil.copyfile(folder / name, target / name)
     if not (target / "tokenizer.json").exists():
         tokenizer.backend.save(str(target / "tokenizer.json"))
-    config = read_json(target / "tokenizer_config.json", str(folder))
+    config = _without_paths(read_json(target / "tokenizer_config.json", str(folder)))
     config.pop("chat_template", None)
     config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     (target / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
@@ -114,11 +115,22 @@ def _converted(folder: Path, name: str) -> Tokenizer:
     """A tokenizer in one of the older layouts; transformers knows them all, at the price of its import."""
     from transformers import AutoTokenizer
 
+    config = _without_paths(read_json(folder / "tokenizer_config.json", name))
     try:
-        converted = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        with TemporaryDirectory() as draft:
+            for path in folder.iterdir():
+                if path.is_file() and path.name != "tokenizer_config.json":
+                    Path(draft, path.name).symlink_to(path.absolute())
+            Path(draft, "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+            converted = AutoTokenizer.from_pretrained(draft, trust_remote_code=False, local_files_only=True)
         return converted.backend_tokenizer
     except Exception as error:  # it raises whatever its parts raise
         raise Failure(Reason.MODEL_INVALID, f"{name}: its tokenizer cannot be read: {error}") from None
+
+
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer's config whose files are those beside it: old ones name files of the machine that saved them."""
+    return {key: value for key, value in config.items() if not key.endswith(("_file", "_files"))}
 
 
 def _content(token: Any) -> str:

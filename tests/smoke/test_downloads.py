@@ -1,0 +1,271 @@
+"""Theory: an https:// source is read from the public internet and from what the platform team allows, from nowhere
+else: not through a redirection, not by another spelling of an address, not by a name that changes its mind; and it is
+neither larger nor slower than it may be.
+"""
+
+import select
+import socket
+import ssl
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+import servers
+from finetune_api.reasons import Reason
+from finetune_api.run import Downloads
+from finetune_trainer import hub, web
+from finetune_trainer.failures import Failure
+
+BODY = b'{"text": "a"}\n'
+ALLOWED = Downloads(allow=["localhost"])
+
+
+@pytest.fixture
+def answers() -> dict[str, servers.Answer]:
+    return {"/a.jsonl": servers.Answer(BODY)}
+
+
+@pytest.fixture
+def server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[str, servers.Answer]
+) -> Iterator[servers.Server]:
+    """A server whose certificate is trusted, and no proxy."""
+    for name in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(hub, "PAUSES", (0.0, 0.0))
+    folder = tmp_path / "tls"
+    folder.mkdir()
+    with servers.https(answers, folder) as running:
+        monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
+        yield running
+
+
+def place(uri: str) -> hub.Place:
+    return hub.Place(uri, "spec.dataset.train[0]", Reason.DATASET_UNAVAILABLE)
+
+
+def fetched(uri: str, limits: Downloads, folder: Path) -> bytes:
+    return web.download(place(uri), limits, folder / "downloads").read_bytes()
+
+
+def refusal(uri: str, limits: Downloads, folder: Path) -> Failure:
+    with pytest.raises(Failure) as caught:
+        fetched(uri, limits, folder)
+    assert caught.value.message.startswith(f"spec.dataset.train[0]: {uri} ")
+    assert not list((folder / "downloads").iterdir()), "something was left"
+    return caught.value
+
+
+# --- which addresses ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "240.0.0.1",
+     "255.255.255.255", "100.64.0.1", "100.100.100.200", "192.0.0.192", "198.18.0.1", "168.63.129.16",
+     "::", "::1", "fe80::1", "fd00:ec2::254", "fec0::1", "ff02::1", "2001:db8::1", "2001::1", "::ffff:10.0.0.1",
+     "::ffff:169.254.169.254", "::127.0.0.1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::1", "2002:7f00:1::", "100::1"],
+)  # fmt: skip
+def test_an_address_that_is_no_public_one(address: str) -> None:
+    assert not web.is_public(ip_address(address))
+
+
+@pytest.mark.parametrize(
+    "address", ["1.1.1.1", "8.8.8.8", "93.184.216.34", "2606:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8"]
+)
+def test_a_public_address(address: str) -> None:
+    assert web.is_public(ip_address(address))
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.1", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]"])
+def test_a_private_server_is_not_even_connected_to(tmp_path: Path, server: servers.Server, host: str) -> None:
+    """However its address is spelled; the message says what the address is and who may allow it."""
+    uri = f"{server.url.replace('localhost', host)}/a.jsonl"
+    failure = refusal(uri, Downloads(), tmp_path)
+    assert (failure.reason, failure.code) == ("DatasetUnavailable", 66)
+    assert "127.0.0.1, not a public address" in failure.message.replace("::ffff:7f00:1", "127.0.0.1")
+    assert "trainer.downloads.allow of the chart, --download-allow" in failure.message
+    assert server.seen == []
+
+
+@pytest.mark.parametrize("allow", ["localhost", "LocalHost", "*", "127.0.0.0/8", "127.0.0.1"])
+def test_what_the_platform_team_allows_is_read(tmp_path: Path, server: servers.Server, allow: str) -> None:
+    assert fetched(f"{server.url}/a.jsonl", Downloads(allow=[allow]), tmp_path) == BODY
+
+
+@pytest.mark.parametrize("allow", ["10.0.0.0/8", "*.localhost", "host", "::1"])
+def test_what_it_does_not_mean_stays_closed(tmp_path: Path, server: servers.Server, allow: str) -> None:
+    refusal(f"{server.url}/a.jsonl", Downloads(allow=[allow]), tmp_path)
+
+
+@pytest.mark.parametrize("entry", ["10.0.0.0/33", "https://data.example.com", "", "a b", "*.", "a/b"])
+def test_an_entry_that_means_nothing_is_refused(entry: str) -> None:
+    with pytest.raises(ValidationError, match="neither a host"):
+        Downloads(allow=[entry])
+
+
+def test_a_name_is_resolved_once(tmp_path: Path, server: servers.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name service that says something else the second time is not asked a second time; and of several addresses
+    only those that are allowed are tried."""
+    asked = []
+    real = socket.getaddrinfo
+
+    def answer(host: str, port: int, *arguments: Any, **options: Any) -> Any:
+        if host != "localhost":
+            return real(host, port, *arguments, **options)
+        asked.append(host)
+        found = [] if len(asked) > 1 else ["10.255.255.1", "127.0.0.1"]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    assert fetched(f"{server.url}/a.jsonl", Downloads(allow=["127.0.0.1"]), tmp_path) == BODY
+    assert asked == ["localhost"]
+
+
+# --- redirections ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("http://example.com/a.jsonl", "redirects to http://example.com/a.jsonl: only https is followed"),
+        ("https://127.0.0.1:{port}/a.jsonl", "is refused: 127.0.0.1 is 127.0.0.1, not a public address"),
+        ("https://169.254.169.254/latest/meta-data", "is refused: 169.254.169.254 is 169.254.169.254, not a public"),
+        ("https://[fd00:ec2::254]/latest", "is refused: fd00:ec2::254 is fd00:ec2::254, not a public address"),
+        ("file:///etc/passwd", "cannot be read (HTTP 302)"),
+        ("https://example.com:port/", "is no address on the web"),
+    ],
+)
+def test_a_redirection_leads_no_further_than_a_uri(
+    tmp_path: Path, server: servers.Server, answers: dict[str, servers.Answer], target: str, message: str
+) -> None:
+    where = target.replace("{port}", server.url.rpartition(":")[2])
+    answers["/go"] = servers.Answer(code=302, headers={"Location": where})
+    assert f" {message}" in refusal(f"{server.url}/go", ALLOWED, tmp_path).message
+    assert len(server.seen) == 1
+
+
+def test_a_circle_of_redirections_ends(
+    tmp_path: Path, server: servers.Server, answers: dict[str, servers.Answer]
+) -> None:
+    answers["/go"] = servers.Answer(code=302, headers={"Location": "/go"})
+    assert "cannot be read (HTTP 302)" in refusal(f"{server.url}/go", ALLOWED, tmp_path).message
+
+
+# --- size, time and names -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [servers.Answer(b"x" * 101), servers.Answer(b"65\r\n" + b"x" * 101 + b"\r\n0\r\n\r\n", headers={
+        "Transfer-Encoding": "chunked"})],
+    ids=["announced", "unannounced"],
+)  # fmt: skip
+def test_a_download_is_not_larger_than_it_may_be(
+    tmp_path: Path, server: servers.Server, answers: dict[str, servers.Answer], answer: servers.Answer
+) -> None:
+    answers["/big.jsonl"] = answer
+    failure = refusal(f"{server.url}/big.jsonl", Downloads(allow=["*"], max_bytes=100), tmp_path)
+    assert "is larger than the 100 bytes that a download may have (trainer.downloads.maxBytes" in failure.message
+    assert not failure.transient
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_download_is_not_slower_than_it_may_be(tmp_path: Path, server: servers.Server, part: str) -> None:
+    """A server that sends a little now and then would keep any timeout of a single read from coming."""
+
+    class Dripping(servers.Quiet):
+        def do_GET(self) -> None:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n" + (b"\r\n" if part == "body" else b""))
+            try:
+                while not select.select([self.connection], [], [], 0.05)[0]:
+                    self.wfile.write(b"x")
+            except OSError:
+                pass
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "tls" / "cert.pem", tmp_path / "tls" / "key.pem")
+    with servers.serving(Dripping, context) as slow:
+        failure = refusal(f"{slow.url}/slow.jsonl", Downloads(allow=["*"], timeout_seconds=1), tmp_path)
+    assert "took longer than the 1 s that a download may take (trainer.downloads.timeoutSeconds" in failure.message
+    assert not failure.transient
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("/a.jsonl?b=c", "a.jsonl"), ("/", "data"), ("/%2e%2e", "data"), ("/..%2f..%2fetc%2fpasswd", "passwd"),
+     ("/a%00b", "data"), ("/%1b[2J", "data"), ("/x/" + "a" * 300 + ".jsonl", "a" * 94 + ".jsonl"),
+     ("/gr%C3%B6%C3%9Fe.csv", "größe.csv")],
+)  # fmt: skip
+def test_a_server_does_not_choose_where_a_file_lies(
+    tmp_path: Path, server: servers.Server, answers: dict[str, servers.Answer], path: str, name: str
+) -> None:
+    answers[path] = servers.Answer(BODY, headers={"Content-Disposition": 'attachment; filename="../../x"'})
+    file = web.download(place(f"{server.url}{path}"), ALLOWED, tmp_path / "downloads")
+    assert file == tmp_path / "downloads" / name
+    assert file.read_bytes() == BODY
+
+
+# --- a proxy --------------------------------------------------------------------------------------------------------
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """Knows `localhost` and nothing else."""
+
+    seen: list[str] = []
+
+    def do_CONNECT(self) -> None:
+        self.seen.append(self.path)
+        host, _, port = self.path.rpartition(":")
+        if host != "localhost":
+            return self.send_error(502)
+        with socket.create_connection(("127.0.0.1", int(port))) as there:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.flush()
+            pair = {self.connection: there, there: self.connection}
+            while True:
+                for side in select.select(list(pair), [], [])[0]:
+                    block = side.recv(65536)
+                    if not block:
+                        return None
+                    pair[side].sendall(block)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch, server: servers.Server) -> Iterator[list[str]]:
+    with servers.serving(Proxy) as running:  # type: ignore[arg-type]
+        monkeypatch.setenv("HTTPS_PROXY", running.url)
+        yield running.seen
+
+
+def test_a_proxy_connects_where_one_is_named(tmp_path: Path, server: servers.Server, proxy: list[str]) -> None:
+    assert fetched(f"{server.url}/a.jsonl", ALLOWED, tmp_path) == BODY
+    assert proxy == [server.url.removeprefix("https://")]
+
+
+def test_no_proxy_is_respected(
+    tmp_path: Path, server: servers.Server, proxy: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    assert fetched(f"{server.url}/a.jsonl", ALLOWED, tmp_path) == BODY
+    assert proxy == []
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "169.254.169.254", "2130706433", "[::1]"])
+def test_a_proxy_is_not_asked_for_what_is_known_to_be_private(tmp_path: Path, proxy: list[str], host: str) -> None:
+    assert "not a public address" in refusal(f"https://{host}/a.jsonl", Downloads(), tmp_path).message
+    assert proxy == []
+
+
+def test_a_name_that_only_the_proxy_knows_is_the_proxys_business(tmp_path: Path, proxy: list[str]) -> None:
+    assert "cannot be reached: " in refusal("https://data.invalid/a.jsonl", Downloads(), tmp_path).message
+    assert set(proxy) == {"data.invalid:443"}
