@@ -1,7 +1,7 @@
 """The one door to the API server: connection, credentials, and raw JSON requests that are bounded in time and retried.
 
-It knows the protocol of Kubernetes and no object of ours. Only this module imports the kubernetes package, for its
-configuration: typed models cost nine times the CPU and twice the memory of plain JSON.
+It knows the protocol of Kubernetes and no object of ours. Only this module imports the kubernetes package, and only to
+read a kubeconfig: its typed models cost nine times the CPU and twice the memory of plain JSON.
 """
 
 import asyncio
@@ -9,12 +9,15 @@ import json
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
-from kubernetes.aio import client, config
+
+from finetune_operator.proxies import proxy_for
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,7 @@ WATCH_SECONDS = 290
 WATCHING = {"watch": "1", "allowWatchBookmarks": "1", "timeoutSeconds": str(WATCH_SECONDS)}
 WATCH_SILENCE = 75
 """Bookmarks come every minute: a stream that is silent for longer is dead."""
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PAGE = 500
 LONGEST_LINE = 2**21
 """Bytes of one object in a watch; etcd takes 1.5 MiB."""
@@ -76,14 +80,43 @@ class Change:
     object: Object
 
 
+@dataclass(frozen=True)
+class Access:
+    """How an API server is reached."""
+
+    server: str
+    tls: ssl.SSLContext
+    authorization: Callable[[], Awaitable[str]]
+    """The header of that name; asked for each request: a service account's token is rotated under a running process."""
+    proxy: str | None = None
+
+
 class Cluster:
     """A connection to one API server. Make it with `connect`."""
 
-    def __init__(self, server: str, new_session: Callable[[], aiohttp.ClientSession]) -> None:
-        self.server = server.rstrip("/")
-        self.new_session = new_session
+    def __init__(self, access: Access) -> None:
+        self.server = access.server.rstrip("/")
+        self._access = access
+        self._session = self.new_session()
+
+    def new_session(self, *middlewares: aiohttp.ClientMiddlewareType) -> aiohttp.ClientSession:
         """For those that close the session they are given."""
-        self._session = new_session()
+        access = self._access
+
+        async def authorize(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+            if header := await access.authorization():
+                request.headers["Authorization"] = header
+            return await send(request)
+
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=access.tls),
+            middlewares=(*middlewares, authorize),
+            headers={"User-Agent": "finetune-operator"},
+            proxy=access.proxy,
+            # aiohttp's reading of the environment ignores ranges in NO_PROXY.
+            trust_env=False,
+            read_bufsize=LONGEST_LINE,
+        )
 
     async def close(self) -> None:
         await self._session.close()
@@ -198,38 +231,50 @@ class Cluster:
                         yield Change(change["type"], change["object"])
 
 
-async def connect() -> Cluster:
+async def connect(environment: Mapping[str, str] = os.environ, account: Path = SERVICE_ACCOUNT) -> Cluster:
     """Connect as the pod's service account, or as KUBECONFIG (or ~/.kube/config) says; raises NoCluster."""
+    if "KUBERNETES_SERVICE_HOST" in environment and not environment.get("KUBECONFIG"):
+        return Cluster(_own_cluster(environment, account))
+    return Cluster(await _named_cluster(environment))
+
+
+def _own_cluster(environment: Mapping[str, str], account: Path) -> Access:
+    """The API server of the cluster that we are a pod of. It is never behind a proxy, whatever the environment says."""
+    host, port = environment["KUBERNETES_SERVICE_HOST"], environment.get("KUBERNETES_SERVICE_PORT", "443")
+    token = account / "token"
+
+    async def authorization() -> str:
+        return f"Bearer {token.read_text().strip()}"
+
+    try:
+        token.read_text()
+        tls = ssl.create_default_context(cafile=account / "ca.crt")
+    except OSError as problem:
+        raise NoCluster(f"the pod has no service account ({problem}): set automountServiceAccountToken") from problem
+    return Access(f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}", tls, authorization)
+
+
+async def _named_cluster(environment: Mapping[str, str]) -> Access:
+    """The API server that a kubeconfig names, through its `proxy-url`, else through the environment's proxy."""
+    # Not at the top: a pod does not need it, and it takes longer than all other imports together.
+    import yaml
+    from kubernetes.aio import client, config
+
     configuration = client.Configuration()
     try:
-        if "KUBERNETES_SERVICE_HOST" in os.environ and not os.environ.get("KUBECONFIG"):
-            config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
-        else:
-            files = os.environ.get("KUBECONFIG") or "~/.kube/config"
-            await config.load_kube_config(files, client_configuration=configuration)  # type: ignore[no-untyped-call]
-    except (config.ConfigException, OSError) as problem:
+        files = environment.get("KUBECONFIG") or "~/.kube/config"
+        await config.load_kube_config(files, client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except (config.ConfigException, OSError, yaml.YAMLError, TypeError, AttributeError) as problem:
         raise NoCluster(f"no cluster to talk to ({problem}): set KUBECONFIG, or run in a cluster") from problem
-    return Cluster(configuration.host, lambda: _session(configuration))
 
-
-def _session(configuration: client.Configuration) -> aiohttp.ClientSession:
-    async def authorize(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        # Asked for each request: service account tokens are rotated under a running process.
+    async def authorization() -> str:
         token = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
-        if token:
-            request.headers["Authorization"] = token
-        elif configuration.username:
-            request.headers["Authorization"] = str(configuration.get_basic_auth_token())
-        return await send(request)
+        return str(token or (configuration.get_basic_auth_token() if configuration.username else "") or "")
 
-    context = client.ApiClient(configuration).rest_client.ssl_context
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=context),
-        middlewares=(authorize,),
-        headers={"User-Agent": "finetune-operator"},
-        trust_env=True,
-        read_bufsize=LONGEST_LINE,
-    )
+    proxy = configuration.proxy or proxy_for(configuration.host, environment)
+    if proxy and not proxy.startswith(("http://", "https://")):
+        raise NoCluster(f"the proxy {proxy} cannot be used: set proxy-url or HTTPS_PROXY to an http:// address")
+    return Access(configuration.host, client.ApiClient(configuration).rest_client.ssl_context, authorization, proxy)
 
 
 def _selectors(labels: str, fields: str) -> dict[str, str]:
