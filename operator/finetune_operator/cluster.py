@@ -13,9 +13,11 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import aiohttp
+from aiohttp.http_exceptions import LineTooLong
 
 from finetune_operator.proxies import proxy_for
 
@@ -31,6 +33,8 @@ WATCH_SECONDS = 290
 WATCHING = {"watch": "1", "allowWatchBookmarks": "1", "timeoutSeconds": str(WATCH_SECONDS)}
 WATCH_SILENCE = 75
 """Bookmarks come every minute: a stream that is silent for longer is dead."""
+STEADY_SECONDS = 5
+"""A watch that lasted so long has worked: the next one is asked for without waiting longer and longer."""
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PAGE = 500
 LONGEST_LINE = 2**21
@@ -55,6 +59,10 @@ class Conflict(ApiError):
     """409: it exists already, or is not the one that was meant."""
 
 
+BROKEN = (ApiError, aiohttp.ClientError, LineTooLong, TimeoutError, OSError, ValueError, LookupError, TypeError)
+"""What a stream may break with: the server, the network, or a line that is no change."""
+
+
 class NoCluster(Exception):
     """No way to a cluster is configured."""
 
@@ -74,7 +82,8 @@ class Kind:
 
 @dataclass(frozen=True)
 class Change:
-    """One event of a watch. `type` is LISTED for what the initial list found."""
+    """One event of a watch. `type` is LISTED for what a list found, and RELISTED, without an object, after every list
+    but the first: changes before it may have been missed, deletions too."""
 
     type: str
     object: Object
@@ -159,17 +168,38 @@ class Cluster:
     async def watch(
         self, kind: Kind, namespace: str | None, labels: str = "", fields: str = ""
     ) -> AsyncIterator[Change]:
-        """What exists, then what changes, for ever; nothing is remembered. After a gap everything is listed again."""
-        failures = 0
+        """What exists, then what changes, for ever; nothing is remembered.
+
+        A stream that ends or breaks is asked for again from the last resourceVersion that was seen, in bookmarks too.
+        Only a server that forgot that version (410) makes a new list.
+        """
+        query, version, is_listed, failures = _selectors(labels, fields), "", False, 0
         while True:
+            began, problem, level = float("inf"), "it ended", logging.DEBUG
             try:
-                async for change in self._watch_once(kind, namespace, _selectors(labels, fields)):
-                    failures = 0
-                    yield change
-            except (ApiError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as problem:
-                failures += 1
-                log.warning("watching %s: %s", kind.plural, problem or repr(problem))
-                await asyncio.sleep(random.uniform(0.5, 1) * min(5, 0.5 * 2 ** min(failures, 10)))
+                if not version:
+                    items, version = await self._list(kind, namespace, query)
+                    for item in items:
+                        yield Change("LISTED", item)
+                    del items
+                    if is_listed:
+                        yield Change("RELISTED", {})
+                    is_listed = True
+                began = monotonic()
+                async for change in self._stream(kind, namespace, {**query, "resourceVersion": version}):
+                    version = change.object["metadata"]["resourceVersion"]
+                    if change.type != "BOOKMARK":
+                        yield change
+            except BROKEN as failure:
+                # A stream cannot pass a line that is too long, a list can.
+                is_gone = isinstance(failure, ApiError) and failure.status == 410
+                version = "" if is_gone or isinstance(failure, LineTooLong) else version
+                # Nothing is lost when a stream breaks, so nobody need know; that it breaks again at once is trouble.
+                problem, level = str(failure) or repr(failure), logging.WARNING if failures else logging.INFO
+            failures = failures + 1 if monotonic() - began < STEADY_SECONDS else 0
+            log.log(level, "the watch of %s goes on: %s", kind.plural, problem)
+            if failures:
+                await asyncio.sleep(random.uniform(0.5, 1) * min(5, 0.25 * 2 ** min(failures, 10)))
 
     async def request(
         self, method: str, path: str, query: Mapping[str, str] | None = None, body: Object | None = None
@@ -207,28 +237,19 @@ class Cluster:
                 return items, answer["metadata"]["resourceVersion"]
             page["continue"] = answer["metadata"]["continue"]
 
-    async def _watch_once(self, kind: Kind, namespace: str | None, query: Mapping[str, str]) -> AsyncIterator[Change]:
-        """List, then watch, resuming where a stream ended in order; returns when the server forgot that place."""
-        items, version = await self._list(kind, namespace, query)
-        for item in items:
-            yield Change("LISTED", item)
-        del items
+    async def _stream(self, kind: Kind, namespace: str | None, query: Mapping[str, str]) -> AsyncIterator[Change]:
+        """The changes that one request brings, BOOKMARKs too; raises ApiError for an ERROR."""
         timeout = aiohttp.ClientTimeout(total=WATCH_SECONDS + 30, sock_connect=5, sock_read=WATCH_SILENCE)
-        while True:
-            asked = {**WATCHING, **query, "resourceVersion": version}
-            async with self._session.get(self.server + kind.path(namespace), params=asked, timeout=timeout) as response:
-                if response.status >= 400:
-                    raise _error(response.status, await response.read())
-                async for line in response.content:
-                    change = json.loads(line)
-                    if change["type"] == "ERROR":
-                        status = change["object"]
-                        if status.get("code") == 410:
-                            return
-                        raise ApiError(status.get("code", 500), status.get("reason", ""), status.get("message", ""))
-                    version = change["object"]["metadata"]["resourceVersion"]
-                    if change["type"] != "BOOKMARK":
-                        yield Change(change["type"], change["object"])
+        url, asked = self.server + kind.path(namespace), {**WATCHING, **query}
+        async with self._session.get(url, params=asked, timeout=timeout) as response:
+            if response.status >= 400:
+                raise _error(response.status, await response.read())
+            async for line in response.content:
+                change = json.loads(line)
+                if change["type"] == "ERROR":
+                    status = change["object"]
+                    raise ApiError(status.get("code", 500), status.get("reason", ""), status.get("message", ""))
+                yield Change(change["type"], change["object"])
 
 
 async def connect(environment: Mapping[str, str] = os.environ, account: Path = SERVICE_ACCOUNT) -> Cluster:

@@ -18,7 +18,7 @@ import kopf
 
 from finetune_api import labels
 from finetune_api.reasons import Phase
-from finetune_operator import lease, logs, metrics, probes, watches
+from finetune_operator import lease, logs, metrics, probes, streams, watches
 from finetune_operator.cluster import ApiError, Cluster, NoCluster, NotFound, connect
 from finetune_operator.lease_store import LeaseObject
 from finetune_operator.metrics import Key
@@ -79,17 +79,20 @@ class Operator:
                 self._queue.keep_time(),
                 self._sweep(),
                 reader.run(),
-                *watches.pumps(self._cluster, self._settings, self._queue.add_after),
+                *watches.pumps(self._cluster, self._settings, self._queue.add_after, self._wake_all),
                 *(self._work(reconciler) for _ in range(self._settings.workers)),
             ]
             tasks = [group.create_task(one) for one in background]
             log.info("serving %s", ", ".join(self._settings.namespaces) or "all namespaces")
-            await kopf.operator(
-                registry=self._registry(),
-                settings=_kopf_settings(),
-                clusterwide=not self._settings.namespaces,
-                namespaces=self._settings.namespaces,
-                standalone=True,
+            # A task too: who loses the lead stops working at once, not after kopf has ended in order.
+            await group.create_task(
+                kopf.operator(
+                    registry=self._registry(),
+                    settings=_kopf_settings(),
+                    clusterwide=not self._settings.namespaces,
+                    namespaces=self._settings.namespaces,
+                    standalone=True,
+                )
             )
             for task in tasks:
                 task.cancel()
@@ -100,7 +103,8 @@ class Operator:
 
         @kopf.on.login(registry=registry)
         async def login(**_: Any) -> kopf.AiohttpSession:
-            return kopf.AiohttpSession(server=self._cluster.server, aiohttp_session=self._cluster.new_session())
+            watch = streams.steady_watch(f"/{labels.PLURAL}", self._wake_all)
+            return kopf.AiohttpSession(server=self._cluster.server, aiohttp_session=self._cluster.new_session(watch))
 
         @kopf.on.event(labels.GROUP, labels.VERSION, labels.PLURAL, registry=registry)
         async def event(type: str | None, body: kopf.Body, **_: Any) -> None:
@@ -138,6 +142,11 @@ class Operator:
         self._followers.forget(key)
         self._seen.pop(key, None)
         self._live.discard(key)
+
+    def _wake_all(self) -> None:
+        """Queue every job that may still change: something was listed anew, and what went meanwhile is in no list."""
+        for key in self._live:
+            self._queue.add_after(key, watches.SETTLE_SECONDS)
 
     async def _work(self, reconciler: Reconciler) -> None:
         while True:

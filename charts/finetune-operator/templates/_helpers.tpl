@@ -64,5 +64,5 @@ No Secrets: the kubelet alone reads those, when it mounts them. */}}
   verbs: [list, watch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [list, watch, create]
+  verbs: [list, create]
 {{- end -}}
