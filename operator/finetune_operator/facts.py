@@ -43,6 +43,8 @@ class Pod:
     """uid of the Kubernetes Job that made it."""
     created_at: str = ""
     ip: str = ""
+    port: int = 0
+    """Of its progress page; 0: it has none."""
     phase: str = "Pending"
     is_deleting: bool = False
     disruption: str = ""
@@ -225,6 +227,7 @@ def pod(body: Object, complaints: Iterable[str] = ()) -> Pod:
         owner=controller_of(body),
         created_at=metadata.get("creationTimestamp", ""),
         ip=status.get("podIP", ""),
+        port=_progress_port(body),
         phase=status.get("phase", "Pending"),
         is_deleting="deletionTimestamp" in metadata,
         disruption=disrupted.get("message", "disrupted") if disrupted else "",
@@ -245,6 +248,12 @@ def is_mounting(body: Object) -> bool:
     """True while a pod has a node and its container waits: when failed mounts are told by Events alone."""
     seen = pod(body)
     return seen.is_scheduled and not seen.running_since and seen.termination is None and not seen.is_over
+
+
+def _progress_port(body: Object) -> int:
+    containers = body.get("spec", {}).get("containers", ())
+    ports = (port for one in containers if one["name"] == labels.CONTAINER for port in one.get("ports", ()))
+    return next((port["containerPort"] for port in ports if port.get("name") == "progress"), 0)
 
 
 def _termination(state: Object) -> Termination:
