@@ -1,8 +1,8 @@
 """Leader election over a coordination.k8s.io Lease: at most one replica works at a time.
 
-Times are the event loop's, monotonic and local: another replica's clock is never compared, only changes of the Lease are
-observed. A Lease is no fence: a paused process may still send one write. Deterministic names and uid preconditions make
-that harmless.
+Times are the event loop's, monotonic and local: another replica's clock is never compared, only changes of the Lease
+are observed. A Lease is no fence: a paused process may still send one write. Deterministic names and uid preconditions
+make that harmless.
 """
 
 import asyncio

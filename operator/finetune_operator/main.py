@@ -14,7 +14,6 @@ from time import monotonic
 from typing import Any
 
 import aiohttp
-import kopf
 
 from finetune_api import labels
 from finetune_api.reasons import Phase
@@ -27,6 +26,16 @@ from finetune_operator.progress import ProgressReader, page_session
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconcile import Reconciler, StatusWriter
 from finetune_operator.settings import Settings, parse
+
+# kopf looks for the official client, to take its objects for owners. We have none to give, and that import takes longer
+# than all others together.
+_client = sys.modules.get("kubernetes")
+sys.modules["kubernetes"] = None  # type: ignore[assignment]
+import kopf  # noqa: E402
+
+del sys.modules["kubernetes"]
+if _client is not None:
+    sys.modules["kubernetes"] = _client
 
 log = logging.getLogger(__name__)
 

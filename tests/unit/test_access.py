@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -204,3 +206,14 @@ def test_a_proxy_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     config = kubeconfig(tmp_path, "https://10.0.0.1", **{"proxy-url": "socks5://10.0.0.2:1080"})
     with pytest.raises(NoCluster, match=r"socks5://10\.0\.0\.2:1080"):
         ask({"KUBECONFIG": config})
+
+
+def test_the_official_client_is_imported_for_a_kubeconfig_alone() -> None:
+    """It takes longer than all the rest of the operator's start, and kopf would import it for nothing."""
+    code = (
+        "import sys, finetune_operator.main;"
+        "print('kubernetes' in sys.modules);"
+        "import kubernetes.aio.config; print('kubernetes' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
