@@ -17,7 +17,7 @@ USUAL = Timing()
 
 
 class Clockwork(asyncio.SelectorEventLoop):
-    """An event loop whose time passes only when nothing is left to do: minutes take no time, and each run is the same."""
+    """An event loop whose time passes only when nothing is left to do: hours take none, and each run is the same."""
 
     def __init__(self) -> None:
         loop = self
@@ -127,7 +127,7 @@ def test_a_released_lease_is_free_at_once() -> None:
 @pytest.mark.parametrize("trouble", ["error", "hang"])
 @pytest.mark.parametrize("delay", [0, 0.3, 0.9])
 def test_a_leader_that_cannot_renew_works_until_its_term_ends_and_no_longer(trouble: str, delay: float) -> None:
-    """Cut off at any moment, with a renewal failing or hanging: `renew` seconds after the last renewal was asked for."""
+    """Cut off at any moment, with a renewal failing or hanging: `renew` seconds after the last one was asked for."""
 
     async def scenario(cut_after: float) -> None:
         store, ended = Memory(), 0.0
