@@ -6,6 +6,7 @@ assets=${ASSETS:-${XDG_CACHE_HOME:-$HOME/.cache}/finetune-operator/assets/out}
 .venv/bin/python examples/assets.py "$assets"
 .venv/bin/python benchmarks/train_speed.py --assets "$assets"
 .venv/bin/python benchmarks/operator_burst.py
+.venv/bin/python benchmarks/start.py
 .venv/bin/python benchmarks/prepare_memory.py
 .venv/bin/python benchmarks/memory_plan.py --assets "$assets"
 .venv/bin/python benchmarks/method_lines.py

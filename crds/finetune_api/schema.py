@@ -34,6 +34,7 @@ class Model(BaseModel):
         frozen=True,
         use_attribute_docstrings=True,
         allow_inf_nan=False,
+        defer_build=True,  # a process builds the types that it uses, when it does
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from finetune_api import labels
 from finetune_api.text import printable
+from finetune_operator.proxies import proxy_for
 
 Object = dict[str, Any]
 JOBS = f"/apis/{labels.API_VERSION}"
@@ -56,6 +57,8 @@ def connect(kubeconfig: str | None, context: str | None) -> "Cluster":
 
     config: Any = kubernetes.config  # ships no types
     configuration = kubernetes.client.Configuration()
+    # As kubectl does: the kubeconfig's proxy-url, else the environment's; none to the cluster that we are a pod of.
+    configuration.proxy, configuration.no_proxy = None, None
     file = kubeconfig or os.environ.get("KUBECONFIG") or None
     try:
         if file is None and "KUBERNETES_SERVICE_HOST" in os.environ:
@@ -65,6 +68,7 @@ def connect(kubeconfig: str | None, context: str | None) -> "Cluster":
         config.load_kube_config(file, context, client_configuration=configuration)
     except (config.ConfigException, OSError, yaml.YAMLError, TypeError) as error:
         raise ClusterError(f"no cluster to ask ({error}): set KUBECONFIG, or give --kubeconfig or --context") from None
+    configuration.proxy = configuration.proxy or proxy_for(configuration.host, os.environ)
     chosen = next((found for found in contexts if found["name"] == context), active)
     return Cluster(configuration, chosen["context"].get("namespace") or "default")
 

@@ -1,7 +1,7 @@
 """The one door to the API server: connection, credentials, and raw JSON requests that are bounded in time and retried.
 
-It knows the protocol of Kubernetes and no object of ours. Only this module imports the kubernetes package, for its
-configuration: typed models cost nine times the CPU and twice the memory of plain JSON.
+It knows the protocol of Kubernetes and no object of ours. Only this module imports the kubernetes package, and only to
+read a kubeconfig: its typed models cost nine times the CPU and twice the memory of plain JSON.
 """
 
 import asyncio
@@ -9,12 +9,17 @@ import json
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import aiohttp
-from kubernetes.aio import client, config
+from aiohttp.http_exceptions import LineTooLong
+
+from finetune_operator.proxies import proxy_for
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +35,9 @@ WATCH_SECONDS = 290
 WATCHING = {"watch": "1", "allowWatchBookmarks": "1", "timeoutSeconds": str(WATCH_SECONDS)}
 WATCH_SILENCE = 75
 """Bookmarks come every minute: a stream that is silent for longer is dead."""
+STEADY_SECONDS = 5
+"""A watch that lasted so long has worked: the next one is asked for without waiting longer and longer."""
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PAGE = 500
 UNKNOWN_FIELD = b"field not declared in schema"
 """A 500 of an apply that another try would only repeat."""
@@ -58,6 +66,10 @@ class Conflict(ApiError):
     """409: it exists already, or is not the one that was meant."""
 
 
+BROKEN = (ApiError, aiohttp.ClientError, LineTooLong, TimeoutError, OSError, ValueError, LookupError, TypeError)
+"""What a stream may break with: the server, the network, or a line that is no change."""
+
+
 class NoCluster(Exception):
     """No way to a cluster is configured."""
 
@@ -77,20 +89,50 @@ class Kind:
 
 @dataclass(frozen=True)
 class Change:
-    """One event of a watch. `type` is LISTED for what the initial list found."""
+    """One event of a watch. `type` is LISTED for what a list found, and RELISTED, without an object, after every list
+    but the first: changes before it may have been missed, deletions too."""
 
     type: str
     object: Object
 
 
+@dataclass(frozen=True)
+class Access:
+    """How an API server is reached."""
+
+    server: str
+    tls: ssl.SSLContext
+    authorization: Callable[[], Awaitable[str]]
+    """The header of that name; asked for each request: a service account's token is rotated under a running process."""
+    proxy: str | None = None
+
+
 class Cluster:
     """A connection to one API server. Make it with `connect`."""
 
-    def __init__(self, server: str, new_session: Callable[[], aiohttp.ClientSession]) -> None:
-        self.server = server.rstrip("/")
-        self.new_session = new_session
+    def __init__(self, access: Access) -> None:
+        self.server = access.server.rstrip("/")
+        self._access = access
+        self._session = self.new_session()
+
+    def new_session(self, *middlewares: aiohttp.ClientMiddlewareType) -> aiohttp.ClientSession:
         """For those that close the session they are given."""
-        self._session = new_session()
+        access = self._access
+
+        async def authorize(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+            if header := await access.authorization():
+                request.headers["Authorization"] = header
+            return await send(request)
+
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=access.tls),
+            middlewares=(*middlewares, authorize),
+            headers={"User-Agent": "finetune-operator"},
+            proxy=access.proxy,
+            # aiohttp's reading of the environment ignores ranges in NO_PROXY.
+            trust_env=False,
+            read_bufsize=LONGEST_LINE,
+        )
 
     async def close(self) -> None:
         await self._session.close()
@@ -142,17 +184,38 @@ class Cluster:
     async def watch(
         self, kind: Kind, namespace: str | None, labels: str = "", fields: str = ""
     ) -> AsyncIterator[Change]:
-        """What exists, then what changes, for ever; nothing is remembered. After a gap everything is listed again."""
-        failures = 0
+        """What exists, then what changes, for ever; nothing is remembered.
+
+        A stream that ends or breaks is asked for again from the last resourceVersion that was seen, in bookmarks too.
+        Only a server that forgot that version (410) makes a new list.
+        """
+        query, version, is_listed, failures = _selectors(labels, fields), "", False, 0
         while True:
+            began, problem, level = float("inf"), "it ended", logging.DEBUG
             try:
-                async for change in self._watch_once(kind, namespace, _selectors(labels, fields)):
-                    failures = 0
-                    yield change
-            except (ApiError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as problem:
-                failures += 1
-                log.warning("watching %s: %s", kind.plural, problem or repr(problem))
-                await asyncio.sleep(random.uniform(0.5, 1) * min(5, 0.5 * 2 ** min(failures, 10)))
+                if not version:
+                    items, version = await self._list(kind, namespace, query)
+                    for item in items:
+                        yield Change("LISTED", item)
+                    del items
+                    if is_listed:
+                        yield Change("RELISTED", {})
+                    is_listed = True
+                began = monotonic()
+                async for change in self._stream(kind, namespace, {**query, "resourceVersion": version}):
+                    version = change.object["metadata"]["resourceVersion"]
+                    if change.type != "BOOKMARK":
+                        yield change
+            except BROKEN as failure:
+                # A stream cannot pass a line that is too long, a list can.
+                is_gone = isinstance(failure, ApiError) and failure.status == 410
+                version = "" if is_gone or isinstance(failure, LineTooLong) else version
+                # Nothing is lost when a stream breaks, so nobody need know; that it breaks again at once is trouble.
+                problem, level = str(failure) or repr(failure), logging.WARNING if failures else logging.INFO
+            failures = failures + 1 if monotonic() - began < STEADY_SECONDS else 0
+            log.log(level, "the watch of %s goes on: %s", kind.plural, problem)
+            if failures:
+                await asyncio.sleep(random.uniform(0.5, 1) * min(5, 0.25 * 2 ** min(failures, 10)))
 
     async def request(
         self,
@@ -197,62 +260,65 @@ class Cluster:
                 return items, answer["metadata"]["resourceVersion"]
             page["continue"] = answer["metadata"]["continue"]
 
-    async def _watch_once(self, kind: Kind, namespace: str | None, query: Mapping[str, str]) -> AsyncIterator[Change]:
-        """List, then watch, resuming where a stream ended in order; returns when the server forgot that place."""
-        items, version = await self._list(kind, namespace, query)
-        for item in items:
-            yield Change("LISTED", item)
-        del items
+    async def _stream(self, kind: Kind, namespace: str | None, query: Mapping[str, str]) -> AsyncIterator[Change]:
+        """The changes that one request brings, BOOKMARKs too; raises ApiError for an ERROR."""
         timeout = aiohttp.ClientTimeout(total=WATCH_SECONDS + 30, sock_connect=5, sock_read=WATCH_SILENCE)
-        while True:
-            asked = {**WATCHING, **query, "resourceVersion": version}
-            async with self._session.get(self.server + kind.path(namespace), params=asked, timeout=timeout) as response:
-                if response.status >= 400:
-                    raise _error(response.status, await response.read())
-                async for line in response.content:
-                    change = json.loads(line)
-                    if change["type"] == "ERROR":
-                        status = change["object"]
-                        if status.get("code") == 410:
-                            return
-                        raise ApiError(status.get("code", 500), status.get("reason", ""), status.get("message", ""))
-                    version = change["object"]["metadata"]["resourceVersion"]
-                    if change["type"] != "BOOKMARK":
-                        yield Change(change["type"], change["object"])
+        url, asked = self.server + kind.path(namespace), {**WATCHING, **query}
+        async with self._session.get(url, params=asked, timeout=timeout) as response:
+            if response.status >= 400:
+                raise _error(response.status, await response.read())
+            async for line in response.content:
+                change = json.loads(line)
+                if change["type"] == "ERROR":
+                    status = change["object"]
+                    raise ApiError(status.get("code", 500), status.get("reason", ""), status.get("message", ""))
+                yield Change(change["type"], change["object"])
 
 
-async def connect() -> Cluster:
+async def connect(environment: Mapping[str, str] = os.environ, account: Path = SERVICE_ACCOUNT) -> Cluster:
     """Connect as the pod's service account, or as KUBECONFIG (or ~/.kube/config) says; raises NoCluster."""
+    if "KUBERNETES_SERVICE_HOST" in environment and not environment.get("KUBECONFIG"):
+        return Cluster(_own_cluster(environment, account))
+    return Cluster(await _named_cluster(environment))
+
+
+def _own_cluster(environment: Mapping[str, str], account: Path) -> Access:
+    """The API server of the cluster that we are a pod of. It is never behind a proxy, whatever the environment says."""
+    host, port = environment["KUBERNETES_SERVICE_HOST"], environment.get("KUBERNETES_SERVICE_PORT", "443")
+    token = account / "token"
+
+    async def authorization() -> str:
+        return f"Bearer {token.read_text().strip()}"
+
+    try:
+        token.read_text()
+        tls = ssl.create_default_context(cafile=account / "ca.crt")
+    except OSError as problem:
+        raise NoCluster(f"the pod has no service account ({problem}): set automountServiceAccountToken") from problem
+    return Access(f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}", tls, authorization)
+
+
+async def _named_cluster(environment: Mapping[str, str]) -> Access:
+    """The API server that a kubeconfig names, through its `proxy-url`, else through the environment's proxy."""
+    # Not at the top: a pod does not need it, and it takes longer than all other imports together.
+    import yaml
+    from kubernetes.aio import client, config
+
     configuration = client.Configuration()
     try:
-        if "KUBERNETES_SERVICE_HOST" in os.environ and not os.environ.get("KUBECONFIG"):
-            config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
-        else:
-            files = os.environ.get("KUBECONFIG") or "~/.kube/config"
-            await config.load_kube_config(files, client_configuration=configuration)  # type: ignore[no-untyped-call]
-    except (config.ConfigException, OSError) as problem:
+        files = environment.get("KUBECONFIG") or "~/.kube/config"
+        await config.load_kube_config(files, client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except (config.ConfigException, OSError, yaml.YAMLError, TypeError, AttributeError) as problem:
         raise NoCluster(f"no cluster to talk to ({problem}): set KUBECONFIG, or run in a cluster") from problem
-    return Cluster(configuration.host, lambda: _session(configuration))
 
-
-def _session(configuration: client.Configuration) -> aiohttp.ClientSession:
-    async def authorize(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        # Asked for each request: service account tokens are rotated under a running process.
+    async def authorization() -> str:
         token = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
-        if token:
-            request.headers["Authorization"] = token
-        elif configuration.username:
-            request.headers["Authorization"] = str(configuration.get_basic_auth_token())
-        return await send(request)
+        return str(token or (configuration.get_basic_auth_token() if configuration.username else "") or "")
 
-    context = client.ApiClient(configuration).rest_client.ssl_context
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=context),
-        middlewares=(authorize,),
-        headers={"User-Agent": "finetune-operator"},
-        trust_env=True,
-        read_bufsize=LONGEST_LINE,
-    )
+    proxy = configuration.proxy or proxy_for(configuration.host, environment)
+    if proxy and not proxy.startswith(("http://", "https://")):
+        raise NoCluster(f"the proxy {proxy} cannot be used: set proxy-url or HTTPS_PROXY to an http:// address")
+    return Access(configuration.host, client.ApiClient(configuration).rest_client.ssl_context, authorization, proxy)
 
 
 def _selectors(labels: str, fields: str) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Leader election over a coordination.k8s.io Lease: at most one replica works at a time.
 
-Times are monotonic and local: another replica's clock is never compared, only changes of the Lease are observed.
-A Lease is no fence: a paused process may still send one write. Deterministic names and uid preconditions make that
-harmless.
+Times are the event loop's, monotonic and local: another replica's clock is never compared, only changes of the Lease
+are observed. A Lease is no fence: a paused process may still send one write. Deterministic names and uid preconditions
+make that harmless.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from time import monotonic
 from typing import Protocol
 
 log = logging.getLogger(__name__)
@@ -51,6 +50,10 @@ class Timing:
     request: float = 2
 
 
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
 class Elector:
     """Campaigns for one identity."""
 
@@ -69,17 +72,22 @@ class Elector:
         log.info("leading as %s", self._identity)
         task = asyncio.ensure_future(work())
         try:
-            while not task.done():
-                await asyncio.wait({task}, timeout=self._timing.request)
-                await self._try()
-                if monotonic() >= self._valid_until or not self._is_mine(self._seen):
-                    log.error("the lead is lost")
-                    return False
-            await task
-            return True
+            # Not asked now and then, but set: a renewal that hangs must not let the work go on beyond it.
+            async with asyncio.timeout_at(self._valid_until) as term:
+                while not (await asyncio.wait({task}, timeout=self._timing.request))[0]:
+                    await self._try()
+                    if not self._is_mine(self._seen):
+                        log.error("the lead is lost to another replica")
+                        return False
+                    term.reschedule(self._valid_until)
+        except TimeoutError:
+            log.error("the lead is lost: it could not be renewed for %.0f seconds", self._timing.renew)
+            return False
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        await task
+        return True
 
     async def release(self) -> None:
         """Give the Lease up, so that a standby need not wait for it to expire."""
@@ -96,7 +104,7 @@ class Elector:
     async def _try(self) -> bool:
         """Take or renew the Lease; False when it is somebody else's or cannot be reached."""
         # Counted from before the request: the write may land any time after it.
-        asked_at = monotonic()
+        asked_at = _now()
         try:
             # Never wait_for: on Python 3.11 it can swallow a cancellation, and the operator would not stop leading.
             async with asyncio.timeout(self._timing.request):
@@ -109,7 +117,7 @@ class Elector:
             log.debug("lease: %r", problem)
             return False
         self._valid_until = asked_at + self._timing.renew
-        self._seen, self._seen_at = replace(claim, version=""), monotonic()
+        self._seen, self._seen_at = replace(claim, version=""), _now()
         return True
 
     def _may_take(self, current: Claim | None) -> bool:
@@ -117,8 +125,8 @@ class Elector:
             return True
         seen = replace(current, version="")
         if seen != self._seen:
-            self._seen, self._seen_at = seen, monotonic()
-        return self._is_mine(current) or not current.holder or monotonic() > self._seen_at + current.duration
+            self._seen, self._seen_at = seen, _now()
+        return self._is_mine(current) or not current.holder or _now() > self._seen_at + current.duration
 
     def _claim(self, current: Claim | None) -> Claim:
         claim = Claim(self._identity, self._timing.duration, uuid.uuid4().hex)

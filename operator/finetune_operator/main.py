@@ -14,11 +14,10 @@ from time import monotonic
 from typing import Any
 
 import aiohttp
-import kopf
 
 from finetune_api import labels
 from finetune_api.reasons import Phase
-from finetune_operator import lease, logs, metrics, probes, watches
+from finetune_operator import lease, logs, metrics, probes, streams, watches
 from finetune_operator.cluster import ApiError, Cluster, NoCluster, NotFound, connect
 from finetune_operator.departed import Departed
 from finetune_operator.lease_store import LeaseObject
@@ -28,6 +27,16 @@ from finetune_operator.progress import ProgressReader, page_session
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconcile import Reconciler, StatusWriter
 from finetune_operator.settings import Settings, parse
+
+# kopf looks for the official client, to take its objects for owners. We have none to give, and that import takes longer
+# than all others together.
+_client = sys.modules.get("kubernetes")
+sys.modules["kubernetes"] = None  # type: ignore[assignment]
+import kopf  # noqa: E402
+
+del sys.modules["kubernetes"]
+if _client is not None:
+    sys.modules["kubernetes"] = _client
 
 log = logging.getLogger(__name__)
 
@@ -81,17 +90,20 @@ class Operator:
                 self._queue.keep_time(),
                 self._sweep(),
                 reader.run(),
-                *watches.pumps(self._cluster, self._settings, departed, self._queue.add_after),
+                *watches.pumps(self._cluster, self._settings, departed, self._queue.add_after, self._wake_all),
                 *(self._work(reconciler) for _ in range(self._settings.workers)),
             ]
             tasks = [group.create_task(one) for one in background]
             log.info("serving %s", ", ".join(self._settings.namespaces) or "all namespaces")
-            await kopf.operator(
-                registry=self._registry(),
-                settings=_kopf_settings(),
-                clusterwide=not self._settings.namespaces,
-                namespaces=self._settings.namespaces,
-                standalone=True,
+            # A task too: who loses the lead stops working at once, not after kopf has ended in order.
+            await group.create_task(
+                kopf.operator(
+                    registry=self._registry(),
+                    settings=_kopf_settings(),
+                    clusterwide=not self._settings.namespaces,
+                    namespaces=self._settings.namespaces,
+                    standalone=True,
+                )
             )
             for task in tasks:
                 task.cancel()
@@ -102,7 +114,8 @@ class Operator:
 
         @kopf.on.login(registry=registry)
         async def login(**_: Any) -> kopf.AiohttpSession:
-            return kopf.AiohttpSession(server=self._cluster.server, aiohttp_session=self._cluster.new_session())
+            watch = streams.steady_watch(f"/{labels.PLURAL}", self._wake_all)
+            return kopf.AiohttpSession(server=self._cluster.server, aiohttp_session=self._cluster.new_session(watch))
 
         @kopf.on.event(labels.GROUP, labels.VERSION, labels.PLURAL, registry=registry)
         async def event(type: str | None, body: kopf.Body, **_: Any) -> None:
@@ -140,6 +153,11 @@ class Operator:
         self._followers.forget(key)
         self._seen.pop(key, None)
         self._live.discard(key)
+
+    def _wake_all(self) -> None:
+        """Queue every job that may still change: something was listed anew, and what went meanwhile is in no list."""
+        for key in self._live:
+            self._queue.add_after(key, watches.SETTLE_SECONDS)
 
     async def _work(self, reconciler: Reconciler) -> None:
         while True:

@@ -1,5 +1,6 @@
 """The operator's HTTP server: /metrics, /healthz and /readyz."""
 
+import socket
 from collections.abc import Callable
 
 from aiohttp import web
@@ -24,5 +25,13 @@ async def serve(port: int, is_ready: Callable[[], bool]) -> web.AppRunner:
     app.add_routes([web.get("/metrics", show_metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, None, port).start()
+    await web.SockSite(runner, _listener(port)).start()
     return runner
+
+
+def _listener(port: int) -> socket.socket:
+    """One socket for IPv6 and IPv4; for IPv4 alone where the kernel has no IPv6, or it is switched off."""
+    try:
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128)
+    except (OSError, ValueError):
+        return socket.create_server(("", port), backlog=128)

@@ -43,6 +43,21 @@ def read_interval(live: int, shortest: float) -> float:
     return max(shortest, live / PAGES_PER_SECOND)
 
 
+def diagnose(
+    report: ProgressReport | None, silent_for: float, still_for: float, interval: float, settings: Settings
+) -> Health | None:
+    """What is wrong with a pod whose last page came `silent_for` seconds ago and said the same for `still_for` seconds.
+
+    Three pages have to be missing, or to say the same: with many jobs one alone takes longer than the settings' limits.
+    """
+    silent_after, stalled_after = (max(one, 3 * interval) for one in (settings.silent_after, settings.stalled_after))
+    if silent_for > silent_after:
+        return Health(Reason.NO_REPORTS, f"no usable progress page for {silent_after:.0f} seconds")
+    if report is not None and report.activity == "training" and still_for > stalled_after:
+        return Health(Reason.STALLED, f"at step {report.step} for {stalled_after:.0f} seconds")
+    return None
+
+
 def write_interval(live: int) -> float:
     """Seconds between two writes of one job's progress: at most 20 a second over all jobs, once there are many."""
     return 3 if live <= FEW_JOBS else max(30, live / 20)
@@ -68,6 +83,8 @@ class Target:
     pod_uid: str
     address: str
     stage: StageName
+    port: int = 0
+    """Of its page, as the pod says it: it was made with the settings of its time. 0: it does not say."""
 
 
 @dataclass
@@ -165,13 +182,13 @@ class ProgressReader:
             log.exception("reading progress")
         finally:
             watched.is_in_flight = False
-            interval = read_interval(len(self._watched), self._settings.progress_seconds)
+            interval = self._interval()
             pause = min(LONGEST_PAUSE, interval * 2 ** min(watched.failures, 10))
             watched.due_at = monotonic() + max(interval, pause)
 
     async def _page(self, watched: _Watched) -> ProgressReport | None:
         try:
-            report = await fetch(self._session, watched.target, self._settings.trainer_port)
+            report = await fetch(self._session, watched.target, watched.target.port or self._settings.trainer_port)
         except (aiohttp.ClientError, TimeoutError, OSError):
             metrics.progress_failures.labels("unreachable").inc()
         except BadPage as problem:
@@ -199,14 +216,13 @@ class ProgressReader:
             return None
         return eta(watched.samples, watched.report.total_steps, monotonic())
 
+    def _interval(self) -> float:
+        return read_interval(len(self._watched), self._settings.progress_seconds)
+
     def _diagnose(self, watched: _Watched) -> Health | None:
-        now, settings = monotonic(), self._settings
-        if now - watched.answered_at > settings.silent_after:
-            return Health(Reason.NO_REPORTS, f"no usable progress page for {settings.silent_after:.0f} seconds")
-        is_training = watched.report is not None and watched.report.activity == "training"
-        if is_training and watched.report is not None and now - watched.moved_at > settings.stalled_after:
-            return Health(Reason.STALLED, f"at step {watched.report.step} for {settings.stalled_after:.0f} seconds")
-        return None
+        silent_for = monotonic() - watched.answered_at
+        still_for = watched.answered_at - watched.moved_at
+        return diagnose(watched.report, silent_for, still_for, self._interval(), self._settings)
 
     async def _show(self, key: Key, watched: _Watched) -> None:
         """Write what has changed, not more often than the interval."""

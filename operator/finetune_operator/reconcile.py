@@ -224,7 +224,7 @@ def _target(observed: Observed) -> Target | None:
     if not running:
         return None
     pod = running[-1]
-    return Target(observed.metadata.uid, pod.uid, pod.ip, pod.stage)
+    return Target(observed.metadata.uid, pod.uid, pod.ip, pod.stage, pod.port)
 
 
 def _is_over(status: api.FineTuneJobStatus) -> bool:

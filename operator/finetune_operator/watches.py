@@ -1,9 +1,9 @@
 """Turns what happens to the children of jobs, and to jobs that others wait for, into the keys of those it concerns.
 
 It decides which changes can matter. A change that is overlooked is found by the sweep: nothing depends on seeing each.
+Events are not watched: the API server keeps no cache of them, so each such watch is a load on etcd that it breaks off.
 """
 
-import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
@@ -12,14 +12,12 @@ from finetune_api.spec import jobs_named
 from finetune_operator.cluster import Change, Cluster
 from finetune_operator.departed import Departed
 from finetune_operator.metrics import Key
-from finetune_operator.observe import EVENTS, JOBS, PODS
+from finetune_operator.observe import JOBS, PODS
 from finetune_operator.settings import Settings
 
 OURS = f"{labels.MANAGED_BY_LABEL}={labels.MANAGED_BY}"
 SETTLE_SECONDS = 0.1
 """A Kubernetes Job and its pod change together: one look serves both."""
-TROUBLES = (("Pod", "FailedMount"), ("Job", "FailedCreate"))
-"""Events that tell what no status tells."""
 
 
 class Followers:
@@ -45,28 +43,29 @@ class Followers:
         return [follower for follower, named in self._named.items() if key in named]
 
 
-_CHILD = re.compile(r"^(?P<job>.+)-[0-9a-f]{5}-(prepare|train|publish)(-[a-z0-9]{5})?$")
-
-
 def pumps(
-    cluster: Cluster, settings: Settings, departed: Departed, wake: Callable[[Key, float], None]
+    cluster: Cluster,
+    settings: Settings,
+    departed: Departed,
+    wake: Callable[[Key, float], None],
+    wake_all: Callable[[], None],
 ) -> list[Coroutine[None, None, None]]:
-    """What to run, each for ever: `wake` is called with a job's key and the seconds to wait for more news of it."""
+    """What to run, each for ever: `wake` is called with a job's key and the seconds to wait for more news of it,
+    `wake_all` when there may be news of any."""
 
     async def pump(kind: str, changes: AsyncIterator[Change], key_of: Callable[[Change], Key | None]) -> None:
         async for change in changes:
             if change.type == "DELETED":
                 departed.note(kind, change.object)
-            if (key := key_of(change)) is not None:
+            if change.type == "RELISTED":
+                wake_all()
+            elif (key := key_of(change)) is not None:
                 wake(key, SETTLE_SECONDS)
 
     running = []
     for namespace in settings.namespaces or (None,):
         running.append(pump("Job", cluster.watch(JOBS, namespace, OURS), key_of_job))
         running.append(pump("Pod", cluster.watch(PODS, namespace, OURS), key_of_pod))
-        for kind, reason in TROUBLES:
-            fields = f"involvedObject.kind={kind},reason={reason}"
-            running.append(pump("", cluster.watch(EVENTS, namespace, fields=fields), key_of_trouble))
     return running
 
 
@@ -83,13 +82,6 @@ def key_of_pod(change: Change) -> Key | None:
     status = change.object.get("status", {})
     is_mute = not status.get("conditions") and not status.get("containerStatuses") and status.get("phase") == "Pending"
     return None if is_mute and change.type == "ADDED" else _labelled(change)
-
-
-def key_of_trouble(change: Change) -> Key | None:
-    """An Event about a child, known by the child's name."""
-    about = change.object.get("involvedObject", {})
-    match = _CHILD.match(about.get("name", ""))
-    return (about.get("namespace", ""), match["job"]) if match and change.type != "DELETED" else None
 
 
 def _labelled(change: Change) -> Key | None:

@@ -85,7 +85,7 @@ JOB_VERBS = {
     ("", "configmaps"): {"get", "create"},
     ("", "persistentvolumeclaims"): {"get", "create", "patch", "delete"},
     ("", "pods"): {"list", "watch"},
-    ("", "events"): {"list", "watch", "create"},
+    ("", "events"): {"list", "create"},
 }
 """All that the operator may do where jobs are. A line more here is a decision."""
 LEASE_VERBS = {("coordination.k8s.io", "leases"): {"get", "update", "create"}}

@@ -214,7 +214,7 @@ def test_cluster_wide_the_operator_gets_one_cluster_role() -> None:
     """Exactly the verbs that it uses, no Secrets, no wildcard."""
     documents = manifests({})
 
-    assert granted(only("ClusterRole", documents, "ft-finetune-operator")) == JOB_VERBS
+    assert granted(only("ClusterRole", documents, "finetune.ft-finetune-operator")) == JOB_VERBS
     assert granted(only("Role", documents)) == LEASE_VERBS
 
 

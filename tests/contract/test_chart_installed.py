@@ -228,7 +228,7 @@ def test_namespaces_that_are_not_served_are_left_alone(installed: ControlPlane) 
 
 def test_the_policy_fits_the_schema(installed: ControlPlane) -> None:
     """The API server's type check of the policy's expressions against the CRD finds nothing."""
-    policy = ("get", "validatingadmissionpolicy", "ft-finetune-operator-secrets", "-o", "json")
+    policy = ("get", "validatingadmissionpolicy", "finetune.ft-finetune-operator-secrets", "-o", "json")
 
     installed.wait_for("the type check", lambda: "typeChecking" in json.loads(installed.kubectl(*policy))["status"])
 

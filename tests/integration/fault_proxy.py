@@ -78,6 +78,9 @@ class FaultProxy:
             await asyncio.sleep(2)
         return await self._forward(request, loses_answer=fault == "lost answer")
 
+    def _answered(self, request: web.Request) -> None:
+        """The server began to answer, and whoever asked knows."""
+
     def _reset(self, request: web.Request) -> web.StreamResponse:
         assert request.transport is not None
         request.transport.abort()
@@ -94,6 +97,7 @@ class FaultProxy:
                 return self._reset(request)
             response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
             await response.prepare(request)
+            self._answered(request)
             async for chunk in answer.content.iter_any():
                 await response.write(chunk)
             return response

@@ -219,3 +219,19 @@ def test_a_run_that_stands_still_is_named(reader: Operator, new_trainer: NewTrai
     assert "at step 7" in job.wait_reason("Stalled")["message"]
     trainer.report(step=8, totalSteps=100)
     job.wait_reason("Training")
+
+
+def test_the_port_is_the_pods_own(
+    api: Api, namespace: str, start_operator: Callable[..., Operator], port: int, new_trainer: NewTrainer
+) -> None:
+    """An operator that is started anew with another --trainer-port still reads the pods that were made before."""
+    trainer = new_trainer()
+    trainer.report(step=10, totalSteps=100)
+    first = start_operator("--trainer-port", str(port))
+    job = create_job(api, namespace)
+    job.run_stage("prepare", **PREPARED)
+    pod = job.new_pod("train")
+    first.stop()
+    start_operator("--trainer-port", str(free_port()))
+    pod.start(trainer.address)
+    eventually(lambda: job.status().get("progress", {}).get("step") == 10, "step 10 is shown")

@@ -4,39 +4,77 @@ from __future__ import annotations
 
 import asyncio
 import random
+import selectors
+from collections.abc import Coroutine
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from finetune_operator.lease import Claim, Conflict, Elector, Timing
 
-FAST = Timing(duration=0.3, renew=0.2, request=0.04)
+USUAL = Timing()
+
+
+class Clockwork(asyncio.SelectorEventLoop):
+    """An event loop whose time passes only when nothing is left to do: hours take none, and each run is the same."""
+
+    def __init__(self) -> None:
+        loop = self
+        self.now = 0.0
+
+        class Idle(selectors.SelectSelector):
+            def select(self, timeout: float | None = None) -> list[Any]:
+                loop.now += timeout or 0
+                return super().select(0)
+
+        super().__init__(Idle())
+
+    def time(self) -> float:
+        return self.now
+
+
+def play(scenario: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=Clockwork) as runner:
+        runner.run(scenario)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class Memory:
-    """A Lease in memory with optimistic concurrency, and a network in between that hangs and fails."""
+    """A Lease in memory with optimistic concurrency, and a network in between that is slow, hangs and fails."""
 
     def __init__(self, seed: int = 0) -> None:
         self.claim: Claim | None = None
         self.version = 0
+        self.delay = 0.0
         self.hang = 0.0
         self.error = 0.0
+        self.renewed_at = 0.0
+        """When the renewal that was written last was asked for."""
+        self._asked_at = 0.0
         self._rng = random.Random(seed)
 
     async def _travel(self) -> None:
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.delay)
         if self._rng.random() < self.hang:
-            await asyncio.sleep(5)
+            await asyncio.sleep(3600)
         if self._rng.random() < self.error:
             raise OSError
 
     async def read(self) -> Claim | None:
+        self._asked_at = now()
         await self._travel()
         return None if self.claim is None else replace(self.claim, version=str(self.version))
 
     async def write(self, claim: Claim) -> None:
+        asked_at = self._asked_at
         await self._travel()
         if claim.version != ("" if self.claim is None else str(self.version)):
             raise Conflict
-        self.claim, self.version = claim, self.version + 1
+        self.claim, self.version, self.renewed_at = claim, self.version + 1, asked_at
         if self._rng.random() < self.error:
             raise OSError  # written, but the answer is lost
 
@@ -45,27 +83,31 @@ async def forever() -> None:
     await asyncio.Event().wait()
 
 
+async def until(is_true: Any) -> None:
+    while not is_true():
+        await asyncio.sleep(0.01)
+
+
 def test_one_leads_and_the_other_takes_over_when_it_is_gone() -> None:
     """The standby waits for the lease to run out, and not longer than a few requests."""
 
     async def scenario() -> None:
         store = Memory()
-        first = asyncio.ensure_future(Elector(store, "first", FAST).lead(forever))
-        while store.claim is None:
-            await asyncio.sleep(0.01)
+        first = asyncio.ensure_future(Elector(store, "first").lead(forever))
+        await until(lambda: store.claim)
         began = asyncio.Event()
 
         async def work() -> None:
             began.set()
 
-        second = asyncio.ensure_future(Elector(store, "second", FAST).lead(work))
-        await asyncio.sleep(FAST.duration)
+        second = asyncio.ensure_future(Elector(store, "second").lead(work))
+        await asyncio.sleep(10 * USUAL.duration)
         assert not began.is_set()
         first.cancel()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(USUAL.duration + 2 * USUAL.request):
             assert await second
 
-    asyncio.run(scenario())
+    play(scenario())
 
 
 def test_a_released_lease_is_free_at_once() -> None:
@@ -73,28 +115,67 @@ def test_a_released_lease_is_free_at_once() -> None:
 
     async def scenario() -> None:
         store = Memory()
-        leader = Elector(store, "first", Timing(duration=60, renew=40, request=0.04))
+        leader = Elector(store, "first", Timing(duration=60, renew=40, request=2))
         assert await leader.lead(lambda: asyncio.sleep(0))
         await leader.release()
-        async with asyncio.timeout(1):
-            assert await Elector(store, "second", FAST).lead(lambda: asyncio.sleep(0))
+        async with asyncio.timeout(USUAL.request):
+            assert await Elector(store, "second").lead(lambda: asyncio.sleep(0))
 
-    asyncio.run(scenario())
+    play(scenario())
 
 
-def test_a_leader_that_cannot_renew_stops_before_another_may_start() -> None:
-    """Cut off, it ends its work within `renew`, which is shorter than `duration`."""
+@pytest.mark.parametrize("trouble", ["error", "hang"])
+@pytest.mark.parametrize("delay", [0, 0.3, 0.9])
+def test_a_leader_that_cannot_renew_works_until_its_term_ends_and_no_longer(trouble: str, delay: float) -> None:
+    """Cut off at any moment, with a renewal failing or hanging: `renew` seconds after the last one was asked for."""
+
+    async def scenario(cut_after: float) -> None:
+        store, ended = Memory(), 0.0
+        store.delay = delay
+
+        async def work() -> None:
+            nonlocal ended
+            try:
+                await forever()
+            finally:
+                ended = now()
+
+        leading = asyncio.ensure_future(Elector(store, "first").lead(work))
+        await asyncio.sleep(cut_after)
+        setattr(store, trouble, 1.0)
+        assert not await leading
+        assert ended == pytest.approx(store.renewed_at + USUAL.renew, abs=1e-6)
+
+    for tenths in range(20, 60):
+        play(scenario(cut_after=tenths / 10))
+
+
+def test_a_stolen_lease_ends_the_work_at_the_next_look() -> None:
+    """Whoever wrote another holder into it leads from now on."""
 
     async def scenario() -> None:
         store = Memory()
-        leading = asyncio.ensure_future(Elector(store, "first", FAST).lead(forever))
-        while store.claim is None:
-            await asyncio.sleep(0.01)
-        store.error = 1.0
-        async with asyncio.timeout(FAST.renew + 5 * FAST.request):
+        leading = asyncio.ensure_future(Elector(store, "first").lead(forever))
+        await until(lambda: store.claim)
+        assert store.claim is not None
+        store.claim = replace(store.claim, holder="thief", renewal="theirs")
+        async with asyncio.timeout(2 * USUAL.request):
             assert not await leading
 
-    asyncio.run(scenario())
+    play(scenario())
+
+
+def test_what_the_work_raises_is_raised() -> None:
+    """It is no loss of the lead: whoever called is to know."""
+
+    async def work() -> None:
+        raise TimeoutError("its own")
+
+    async def scenario() -> None:
+        with pytest.raises(TimeoutError, match="its own"):
+            await Elector(Memory(), "first").lead(work)
+
+    play(scenario())
 
 
 def test_hangs_errors_and_lost_answers_never_make_two_leaders() -> None:
@@ -118,14 +199,14 @@ def test_hangs_errors_and_lost_answers_never_make_two_leaders() -> None:
 
             async def campaign() -> None:
                 while True:
-                    await Elector(store, name, FAST).lead(work)
+                    await Elector(store, name).lead(work)
 
             return asyncio.ensure_future(campaign())
 
         replicas = [replica(f"replica-{number}") for number in range(3)]
-        for round in range(200):
+        for round in range(6000):
             store.hang, store.error = ((0, 0), (0.3, 0.3), (0.9, 0.5))[round // 20 % 3]
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(1)
             if rng.random() < 0.03:
                 victim = rng.randrange(3)
                 replicas[victim].cancel()
@@ -135,9 +216,9 @@ def test_hangs_errors_and_lost_answers_never_make_two_leaders() -> None:
             one.cancel()
         await asyncio.gather(*replicas, return_exceptions=True)
         assert overlaps == 0
-        assert terms > 1
+        assert terms > 100
 
-    asyncio.run(scenario())
+    play(scenario())
 
 
 def test_a_cancelled_elector_always_stops() -> None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from finetune_api import labels
 from finetune_api.events import ProgressReport
-from finetune_operator.progress import eta, read_interval, write_interval
+from finetune_api.reasons import Reason
+from finetune_operator import facts
+from finetune_operator.progress import diagnose, eta, read_interval, write_interval
 from finetune_operator.status import progress_of
+from unit.observed import SETTINGS
+
+TRAINING = ProgressReport(stage="train", activity="training", step=7)
 
 
 def test_the_time_of_arrival_counts_steps_since_the_resume() -> None:
@@ -34,6 +40,47 @@ def test_pages_are_read_at_a_rate_that_all_jobs_share() -> None:
     """Few jobs are read every two seconds; a thousand together not more than fifty pages a second."""
     assert read_interval(1, 2) == 2
     assert 1000 / read_interval(1000, 2) <= 50
+
+
+@pytest.mark.parametrize("jobs", [1, 1000, 3000, 5000, 20000])
+def test_two_lost_pages_are_no_silence_and_a_limit_is_kept_where_it_can_be(jobs: int) -> None:
+    """With many jobs a page is read more rarely than the limit allows: then the limit gives way."""
+    interval = read_interval(jobs, SETTINGS.progress_seconds)
+
+    def said(silent_for: float) -> str:
+        health = diagnose(TRAINING, silent_for, 0, interval, SETTINGS)
+        return health.reason if health else ""
+
+    assert said(min(3 * interval, SETTINGS.silent_after)) == said(2 * interval + 1) == ""
+    assert said(max(3 * interval, SETTINGS.silent_after) + 1) == Reason.NO_REPORTS
+    assert said(SETTINGS.silent_after + 1) == (Reason.NO_REPORTS if jobs <= 1000 else "")
+
+
+def test_a_run_stands_still_as_far_as_its_pages_show() -> None:
+    """Ten minutes at one step, or three pages that say the same where pages are rarer; only while it trains."""
+    assert diagnose(TRAINING, 0, SETTINGS.stalled_after, 2, SETTINGS) is None
+    stalled = diagnose(TRAINING, 0, SETTINGS.stalled_after + 1, 2, SETTINGS)
+    assert stalled is not None
+    assert (stalled.reason, stalled.message) == (Reason.STALLED, "at step 7 for 600 seconds")
+    assert diagnose(TRAINING, 0, 1000, 400, SETTINGS) is None
+    assert diagnose(TRAINING.model_copy(update={"activity": "saving"}), 0, 7000, 2, SETTINGS) is None
+
+
+@pytest.mark.parametrize(
+    ("ports", "port"),
+    [
+        ([{"name": "progress", "containerPort": 9000}], 9000),
+        ([{"name": "other", "containerPort": 1}], 0),
+        (None, 0),
+    ],
+)
+def test_the_port_of_the_page_is_what_the_pod_says(ports: list[dict[str, object]] | None, port: int) -> None:
+    """Of the trainer's container, whatever else runs beside it."""
+    sidecar = {"name": "sidecar", "ports": [{"name": "progress", "containerPort": 1}]}
+    trainer = {"name": labels.CONTAINER} | ({"ports": ports} if ports else {})
+    metadata = {"name": "a", "uid": "u", "labels": {labels.STAGE_LABEL: "train"}}
+
+    assert facts.pod({"metadata": metadata, "spec": {"containers": [sidecar, trainer]}}).port == port
 
 
 def test_progress_is_written_at_a_rate_that_all_jobs_share() -> None:

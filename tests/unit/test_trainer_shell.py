@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -206,6 +207,19 @@ def get(server: Server, path: str) -> bytes:
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=10) as answer:
         body: bytes = answer.read()
         return body
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_the_page_is_served_to_either_family_of_addresses(host: str) -> None:
+    """A pod's only address may be of IPv6: one socket takes both."""
+    if ":" in host and not socket.has_dualstack_ipv6():
+        pytest.skip("this kernel has no IPv6")
+    server = Server(Progress("train"), 0)
+    try:
+        with urllib.request.urlopen(f"http://{host}:{server.port}/progress", timeout=10) as answer:
+            assert json.loads(answer.read())["stage"] == "train"
+    finally:
+        server.close()
 
 
 def test_a_port_that_is_taken_costs_the_page_only(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from finetune_api import labels
+from finetune_api.spec import jobs_named
 from finetune_operator.cluster import Change
-from finetune_operator.watches import Followers, jobs_named, key_of_job, key_of_pod, key_of_trouble
+from finetune_operator.watches import Followers, key_of_job, key_of_pod
 
 KEY = ("team", "support-bot")
 
@@ -44,21 +45,6 @@ def test_a_fresh_pod_wakes_nobody_and_every_other_change_of_a_pod_does() -> None
     assert key_of_pod(change("ADDED", {"phase": "Pending", "conditions": [{"type": "PodScheduled"}]})) == KEY
     assert key_of_pod(change("MODIFIED", {"phase": "Pending"})) == KEY
     assert key_of_pod(change("DELETED", {"phase": "Pending"})) == KEY
-
-
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [
-        ("support-bot-0a1b2-train-x7k2p", KEY),
-        ("support-bot-0a1b2-prepare", KEY),
-        ("a-0a1b2-train-0a1b2-publish-abcde", ("team", "a-0a1b2-train")),
-        ("somebody-elses-pod", None),
-    ],
-)
-def test_an_event_is_traced_to_its_job_by_the_childs_name(name: str, key: tuple[str, str] | None) -> None:
-    """Events carry no labels of ours; the deterministic names do."""
-    told = Change("ADDED", {"metadata": {}, "involvedObject": {"namespace": "team", "name": name}})
-    assert key_of_trouble(told) == key
 
 
 STARTING = {"method": {"lora": {"startFrom": {"adapters": [{"uri": "job://first"}, {"uri": "pvc://models/a"}]}}}}

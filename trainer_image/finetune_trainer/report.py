@@ -4,12 +4,15 @@ It decides nothing about the run. Whatever asks, however often, must neither slo
 assignment, the server runs in daemon threads, at most a few at once, and its errors end with the request.
 """
 
+import errno
 import json
 import logging
 import math
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -31,7 +34,10 @@ METRICS = {
     "checkpoint_step": ("finetune_trainer_checkpoint_step", "Step of the latest complete checkpoint"),
 }
 """Field of the progress → name and help of its metric."""
-ALL_INTERFACES = "0.0.0.0"
+ALL_INTERFACES = "::"
+"""Of IPv6 and, by the same socket, of IPv4: a cluster's pods may have either alone."""
+NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+"""The kernel was built without it, or it is switched off."""
 CONNECTIONS = 8
 """Requests served at once; more are turned away."""
 PATIENCE_SECONDS = 5
@@ -61,7 +67,13 @@ class Server:
     """Serves a Progress over HTTP until closed; `port` is the one that it got."""
 
     def __init__(self, progress: Progress, port: int, host: str = ALL_INTERFACES) -> None:
-        self._server = _HttpServer((host, port), _handler(progress))
+        handler = _handler(progress)
+        try:
+            self._server = _HttpServer((host, port), handler)
+        except OSError as error:
+            if host != ALL_INTERFACES or error.errno not in NO_IPV6:
+                raise
+            self._server = _HttpServer(("0.0.0.0", port), handler)
         self.port: int = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, name="progress", daemon=True).start()
 
@@ -85,9 +97,16 @@ class _HttpServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 16
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self._free = threading.BoundedSemaphore(CONNECTIONS)
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # Not HTTPServer's: that asks DNS for the host's name, which may take long, and nobody reads it.
+        TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._free.acquire(blocking=False):

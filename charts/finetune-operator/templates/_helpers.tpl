@@ -13,6 +13,11 @@
 {{- end -}}
 {{- end -}}
 
+{{/* The names of cluster-scoped objects: releases of one name may stand in several namespaces. */}}
+{{- define "finetune-operator.clusterName" -}}
+{{- printf "%s.%s" .Release.Namespace (include "finetune-operator.fullname" .) -}}
+{{- end -}}
+
 {{- define "finetune-operator.serviceAccountName" -}}
 {{- default (ternary (include "finetune-operator.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
 {{- end -}}
@@ -30,6 +35,23 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- with .Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/* Another release that owns the definition, as YAML; nothing where none does, or where Helm asks no cluster. Helm refuses
+an object of another release, and the definition outlives the one that brought it (crds.keep): it is left to its owner. */}}
+{{- define "finetune-operator.definitionOwner" -}}
+{{- $found := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "finetunejobs.finetune.dev" -}}
+{{- $annotations := dig "metadata" "annotations" dict $found -}}
+{{- $release := get $annotations "meta.helm.sh/release-name" -}}
+{{- $namespace := get $annotations "meta.helm.sh/release-namespace" -}}
+{{- if and $release (or (ne $release .Release.Name) (ne $namespace .Release.Namespace)) -}}
+{{- dict "release" $release "namespace" $namespace "version" (dig "metadata" "labels" "app.kubernetes.io/version" "0.0.0" $found) | toYaml -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The command that makes this release the definition's owner. */}}
+{{- define "finetune-operator.takeOver" -}}
+kubectl annotate crd finetunejobs.finetune.dev --overwrite meta.helm.sh/release-name={{ .Release.Name }} meta.helm.sh/release-namespace={{ .Release.Namespace }}
 {{- end -}}
 
 {{/* The full name of an image. Takes [root, image]. */}}
@@ -116,5 +138,5 @@ No Secrets: the kubelet alone reads those, when it mounts them. */}}
   verbs: [list, watch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [list, watch, create]
+  verbs: [list, create]
 {{- end -}}

@@ -1,0 +1,83 @@
+"""Keeps kopf's own watch going as `Cluster.watch` keeps ours, and tells when kopf lists.
+
+kopf goes on from the last resourceVersion when its stream ends, lists anew after an ERROR 410, and ends the operator
+after any other error. So a stream that breaks, in whatever way, is made to end; kopf itself is left as it is.
+"""
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import AsyncIterator, Callable
+from time import monotonic
+from typing import Any
+
+import aiohttp
+from aiohttp.http_exceptions import LineTooLong
+
+from finetune_operator.cluster import BROKEN, STEADY_SECONDS
+
+log = logging.getLogger(__name__)
+
+GONE = b'{"type":"ERROR","object":{"code":410}}\n'
+"""As kopf is told that it has to list anew."""
+
+
+def steady_watch(path_end: str, listed: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
+    """For the session that kopf gets. `listed` is called for each list of the objects whose URLs end so."""
+
+    async def middleware(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        response = await send(request)
+        if "watch" in request.url.query:
+            is_gone = response.status == 410
+            response.content = _Stream(response.content, is_gone)  # type: ignore[assignment]
+            response.status = 200 if is_gone else response.status
+        elif request.url.path.endswith(path_end):
+            listed()
+        return response
+
+    return middleware
+
+
+class _Stream:
+    """The body of a watch: its whole lines, up to an end that is in order."""
+
+    def __init__(self, body: aiohttp.StreamReader, is_gone: bool) -> None:
+        """`is_gone`: the server answered with the status 410 instead of an ERROR."""
+        self._body = body
+        self._is_gone = is_gone
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)
+
+    async def iter_chunked(self, _: int) -> AsyncIterator[bytes]:
+        began, code, problem = monotonic(), 0, ""
+        try:
+            async for line in _only(GONE) if self._is_gone else self._body:
+                code = _error_code(line)
+                if code == 410:
+                    break
+                if code:
+                    raise OSError(f"the server says {line[:300].decode(errors='replace')}")
+                yield line
+        except BROKEN as failure:
+            # A stream cannot pass a line that is too long, a list can.
+            code, problem = 410 if isinstance(failure, LineTooLong) else 0, str(failure) or repr(failure)
+        if problem:
+            log.info("the watch of FineTuneJobs goes on: %s", problem)
+        if monotonic() - began < STEADY_SECONDS:
+            await asyncio.sleep(random.uniform(0.5, 1))
+        # Last: kopf does not come back after it.
+        if code == 410:
+            yield GONE
+
+
+async def _only(line: bytes) -> AsyncIterator[bytes]:
+    yield line
+
+
+def _error_code(line: bytes) -> int:
+    """The code of an ERROR, 0 for a change; raises one of BROKEN for what is neither."""
+    change = json.loads(line)
+    about = dict(change["object"])
+    return int(about.get("code") or 500) if change["type"] == "ERROR" else 0
