@@ -20,6 +20,7 @@ from finetune_trainer.failures import Failure
 from finetune_trainer.publish import publish, verify
 from finetune_trainer.report import Progress
 from finetune_trainer.state import sha256
+from tolerance import WEIGHT, InDouble, assert_close, doubled
 from training import Pair, Prepared, prepared
 
 FILES = {
@@ -156,10 +157,10 @@ def test_the_merged_model_says_what_the_adapter_says(trained: Prepared, tmp_path
     folder = published(to(trained, tmp_path / "out", merged=True))
     base = AutoModelForCausalLM.from_pretrained(trained.stage().page.model_path)
     ids = torch.tensor([[5, 6, 7, 8]])
-    with torch.no_grad():
-        adapter = PeftModel.from_pretrained(base, folder).eval()(input_ids=ids).logits
-        merged = AutoModelForCausalLM.from_pretrained(folder / "merged").eval()(input_ids=ids).logits
-    torch.testing.assert_close(merged, adapter, rtol=1e-4, atol=1e-5)
+    models = PeftModel.from_pretrained(base, folder), AutoModelForCausalLM.from_pretrained(folder / "merged")
+    with torch.no_grad(), InDouble():
+        adapter, merged = (doubled(model).eval()(input_ids=ids).logits for model in models)
+    assert_close(merged, adapter, WEIGHT, computed_in=torch.float32)
 
 
 def test_a_merge_that_changes_the_logits_is_refused() -> None:
