@@ -6,9 +6,9 @@ relative error is at most about n·u (Higham 2002, Accuracy and Stability of Num
 above λ·√n·u with a probability of 2·exp(-λ²/2) only (Higham and Mary 2019, A New Approach to Probabilistic Rounding
 Error Analysis, SIAM J. Sci. Comput. 41(5), A2815-A2835). The layers behind magnify it, which no formula bounds tightly.
 
-So two ways to compute one thing are compared in float64 (`doubled`, `InDouble`), where an error may be magnified 65,536
-times and is still 1e-8 of the number, while a fault is as large as ever. In float32 is compared only what a file, a
-kernel or a report holds in float32. `make test-processors` runs these tests with other kernels and other roundings.
+So two ways to compute one thing are compared in float64 (`doubled`, `InDouble`), where an error may be magnified 1,024
+times and is still 1e-10 of the number, while a fault is as large as ever. In float32 is compared only what a file, a
+kernel or a report holds in float32. `make test-numeric` runs these tests with other kernels and other roundings.
 """
 
 import math
@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 LAMBDA = 8
 """An honest sum of n terms exceeds its bound once in 4·10¹³ times."""
-MAGNIFIED = {torch.float64: 2.0**16, torch.float32: 2.0**4}
+MAGNIFIED = {torch.float64: 2.0**10, torch.float32: 2.0**2}
 """How much larger than the roundings an error may become on its way through a model."""
 BLOCKS, PRODUCTS, TERMS = 6, 8, 128
 PASS = BLOCKS * PRODUCTS * TERMS
@@ -44,7 +44,9 @@ def assert_close(
     one, other = _tensor(found), _tensor(expected)
     narrower = max(one.dtype, other.dtype, key=lambda dtype: torch.finfo(dtype).eps)
     allowed = bound(other if terms is None else terms, roundings, computed_in or narrower)
-    torch.testing.assert_close(one.double(), other.double(), rtol=0, atol=allowed)
+    assert math.isfinite(allowed), "infinities and NaN are no numbers to compare with"
+    close = torch.testing.assert_close  # noqa: TID251 - the one place that derives what it allows
+    close(one.double(), other.double(), rtol=0, atol=allowed)
 
 
 def bound(expected: Any, roundings: int, computed_in: torch.dtype) -> float:
