@@ -15,8 +15,9 @@ import torch
 
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
-from finetune_trainer import merge
+from finetune_trainer import merge, results
 from finetune_trainer.failures import Failure
+from finetune_trainer.model_card import model_card
 from finetune_trainer.publish import publish, verify
 from finetune_trainer.report import Progress
 from finetune_trainer.state import sha256
@@ -90,6 +91,14 @@ def test_the_card_shows_metrics_and_both_answers(trained: Prepared, tmp_path: Pa
     assert "| Loss |" in card
     assert "    abc -> " in card
     assert card.count("**This model**") == 1
+
+
+def test_the_card_says_the_arithmetic_and_what_it_follows_from(trained: Prepared) -> None:
+    """`precision: auto` took it by a fact of one machine, which who compares two artifacts has to know."""
+    page, decided = trained.stage().page, {"precision": "fp32", "precision_basis": "AMD EPYC has no amx_bf16"}
+    page = page.model_copy(update={"plan": page.plan.model_copy(update=decided)})
+    card = model_card(trained.run, page, results.read(trained.workspace.result))
+    assert "a step, products in fp32 (AMD EPYC has no amx_bf16), seed" in card
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "README.md", "loss.png"])
