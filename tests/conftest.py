@@ -15,6 +15,7 @@ from cluster.control_plane import ControlPlane
 from cluster.paths import ClusterError
 from integration.kubelet import install_definition
 
+EMPTY = compile("", "", "exec")
 NO_API_SERVER = "no API server can be had here"
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", TOKENIZERS_PARALLELISM="false")
@@ -33,6 +34,13 @@ def control_plane() -> Iterator[ControlPlane]:
     with ControlPlane() as plane:
         install_definition(plane)
         yield plane
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What compares by a tolerance is `numeric`: `make test-numeric` runs it as other processors would."""
+    for item in items:
+        if "assert_close" in getattr(getattr(item, "function", None), "__code__", EMPTY).co_names:
+            item.add_marker(pytest.mark.numeric)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

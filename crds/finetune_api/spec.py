@@ -202,8 +202,8 @@ class Training(Model):
     """Tokens per record; longer ones are cut at the end, and counted in status.data.truncated. With an encoder-decoder
     the input and the answer may each be so long."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the forward pass; `auto` takes bf16 where the device computes it natively, and a CPU no slower than
-    fp32. Weights that move are kept in fp32."""
+    """Arithmetic of the forward pass; `auto` takes bf16 where the device has matrix units for it: GPUs from compute
+    capability 8.0, CPUs with AMX. status.plan says what it took. Weights that move are kept in fp32."""
     gradient_checkpointing: bool = False
     """Compute activations twice to hold fewer of them: less memory, about a third slower."""
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 42

@@ -81,6 +81,8 @@ class Plan(Model):
     precision: Word | None = None
     """bf16 or fp32: arithmetic of the forward pass on a CPU, chosen once for all attempts. Absent for a GPU, which
     takes bf16 where it has it."""
+    precision_basis: Word | None = None
+    """The fact about the processor that `precision: auto` took it by; absent where the spec says it."""
     model_revision: Word | None = None
     """Commit of the base model, or the digest of its weights where it has no commit."""
     estimated_memory_bytes: int | None = None

@@ -78,7 +78,7 @@ def plan_line(plan: Plan) -> str:
     if plan.learning_rate:
         parts.append(f"learning rate {plan.learning_rate:g}")
     if plan.precision:
-        parts.append(plan.precision)
+        parts.append(plan.precision + (f" ({plan.precision_basis})" if plan.precision_basis else ""))
     return ", ".join(parts)
 
 

@@ -32,6 +32,7 @@ from finetune_trainer.memory import PlannedModel, Shape
 from finetune_trainer.objectives.sft import SftTrainer
 from finetune_trainer.publish import publish
 from finetune_trainer.report import Progress
+from tolerance import PASS, WEIGHT, InDouble, assert_close, doubled
 from training import STEPS, Pair, Prepared, StopAfter, prepared
 
 PAIR = Pair("llama", "sft", "lora")
@@ -91,12 +92,14 @@ def base_of(run: Prepared) -> Any:
 
 
 def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(input_ids=IDS).logits
+    """In double precision: what differs then are the numbers in the files."""
+    with torch.no_grad(), InDouble():
+        return doubled(model).eval()(input_ids=IDS).logits
 
 
 def updated(base: nn.Module, sources: list[Published], weights: tuple[float, ...]) -> nn.Module:
-    """The base with Σ weight · scaling · B·A added to its weights, by hand, from the files alone."""
+    """The base with Σ weight · scaling · B·A added to its weights, by hand, from the files alone, in float64."""
+    doubled(base)
     for source, weight in zip(sources, weights, strict=True):
         config = json.loads((source.folder / "adapter_config.json").read_text())
         scaling = config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"])
@@ -105,7 +108,7 @@ def updated(base: nn.Module, sources: list[Published], weights: tuple[float, ...
             if ".lora_A." in name:
                 layer = base.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
                 b = tensors[name.replace("lora_A", "lora_B")]
-                layer.weight.data += weight * scaling * b @ a
+                layer.weight.data += weight * scaling * b.double() @ a.double()
     return base
 
 
@@ -123,9 +126,9 @@ def test_a_composition_is_measured_published_and_merged_without_a_step(
     expected = logits(updated(base_of(composed.run), adapters, weights))
     assert (expected - logits(base_of(composed.run))).abs().max() > 0.05
     plain = peft.PeftModel.from_pretrained(base_of(composed.run), composed.folder)
-    torch.testing.assert_close(logits(plain), expected, rtol=0, atol=1e-5)
+    assert_close(logits(plain), expected, WEIGHT, computed_in=torch.float32)
     merged = type(base_of(composed.run)).from_pretrained(composed.folder / "merged")
-    torch.testing.assert_close(logits(merged), expected, rtol=0, atol=1e-5)
+    assert_close(logits(merged), expected, WEIGHT, computed_in=torch.float32)
 
 
 def test_the_artifact_says_what_it_is_made_of(adapters: list[Published], tmp_path: Path) -> None:
@@ -227,7 +230,7 @@ def test_every_combination_is_that_of_peft(ours: str) -> None:
     rank = {"svd_rank": 2} if ours.lower().endswith("svd") else {}
     model.add_weighted_adapter(["a", "b"], weights, "c", COMBINATIONS[ours], **extra, **rank)
     expected = layer.get_delta_weight("c").detach()
-    torch.testing.assert_close(torch.from_numpy(b @ a), expected, rtol=1e-4, atol=1e-4)
+    assert_close(b @ a, expected, WEIGHT)
 
 
 def test_the_plan_counts_the_start_and_nothing_that_is_not_trained(adapters: list[Published], tmp_path: Path) -> None:
@@ -331,7 +334,7 @@ def test_adapters_of_other_methods_that_are_lora(tmp_path: Path) -> None:
     composed = published(started(tmp_path / "composed", *sources, weights=(0.5, 0.5)))
     plain = peft.PeftModel.from_pretrained(base_of(composed.run), composed.folder)
     expected = logits(updated(base_of(composed.run), sources, (0.5, 0.5)))
-    torch.testing.assert_close(logits(plain), expected, rtol=0, atol=1e-5)
+    assert_close(logits(plain), expected, WEIGHT, computed_in=torch.float32)
 
 
 def test_transposed_layers_compose_too(tmp_path: Path) -> None:
@@ -339,7 +342,7 @@ def test_transposed_layers_compose_too(tmp_path: Path) -> None:
     pair = Pair("gpt2", "sft", "lora")
     source = published(prepared(tmp_path / "source", pair, method={"lora": {"rank": 2}}))
     composed = published(started(tmp_path / "composed", source, source, weights=(0.75, 0.25), pair=pair))
-    assert composed.evaluation.tuned.loss == pytest.approx(source.evaluation.tuned.loss, rel=1e-6)
+    assert_close(composed.evaluation.tuned.loss, source.evaluation.tuned.loss, PASS, computed_in=torch.float32)
 
 
 @pytest.mark.timeout(900)

@@ -1,15 +1,17 @@
-"""The machine under the trainer. Theory: a container's cores are what its cgroup grants, not what the host has."""
+"""The machine under the trainer. Theory: a container's cores are what its cgroup grants, not what the host has; what
+decides a run's arithmetic is what the processor is, not how busy it is."""
 
 import resource
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from finetune_api.status import Plan
 from finetune_trainer import device
-from finetune_trainer.device import compute_dtype, cpu_limit
+from finetune_trainer.device import Arithmetic, arithmetic, cpu_limit
 
 
 @pytest.mark.parametrize(
@@ -33,47 +35,45 @@ def test_the_cgroup_limits_the_threads(tmp_path: Path, files: dict[str, str], co
     assert cpu_limit(tmp_path) == cores
 
 
+CPU = torch.device("cpu")
+
+
 def test_precision_can_be_fixed() -> None:
     """fp32 and bf16 are taken as asked, whatever the device would choose."""
-    cpu = torch.device("cpu")
-    assert compute_dtype("fp32", cpu) is torch.float32
-    assert compute_dtype("bf16", cpu) is torch.bfloat16
+    assert arithmetic("fp32", CPU, {"amx_bf16": True}) == Arithmetic(torch.float32)
+    assert arithmetic("bf16", CPU, {"amx_bf16": False}) == Arithmetic(torch.bfloat16)
 
 
 @pytest.mark.parametrize(
-    ("native", "bf16_seconds", "chosen"),
+    ("facts", "chosen", "basis"),
     [
-        (True, 0.5, torch.bfloat16),
-        (True, 1.05, torch.bfloat16),
-        (True, 1.8, torch.float32),
-        (False, 0.5, torch.float32),
+        (
+            {"cpu_name": "Intel Xeon 8488C", "avx512_bf16": True, "amx_bf16": True},
+            torch.bfloat16,
+            "Intel Xeon 8488C has amx_bf16",
+        ),
+        (
+            {"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False},
+            torch.float32,
+            "AMD EPYC has no amx_bf16",
+        ),
+        ({"cpu_name": "AMD EPYC", "avx2": True}, torch.float32, "AMD EPYC has no amx_bf16"),
+        ({"architecture": "aarch64", "bf16": True}, torch.float32, "the processor has no amx_bf16"),
     ],
+    ids=["tiles", "vectors alone", "neither", "no x86"],
 )
-def test_auto_takes_bf16_where_the_cpu_is_not_slower_with_it(
-    monkeypatch: pytest.MonkeyPatch, native: bool, bf16_seconds: float, chosen: torch.dtype
+def test_auto_takes_bf16_where_the_processor_has_tiles_for_it(
+    facts: dict[str, Any], chosen: torch.dtype, basis: str
 ) -> None:
-    """Instructions for bf16 are no promise of speed: both are tried, and a tie goes to the smaller one."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
-    monkeypatch.setattr(device, "product_seconds", lambda: {torch.float32: 1.0, torch.bfloat16: bf16_seconds})
-    assert compute_dtype("auto", torch.device("cpu")) is chosen
+    """A fact of the processor decides, and is told; one that is lent to many has the same facts when it is busy."""
+    assert arithmetic("auto", CPU, facts) == Arithmetic(chosen, basis)
 
 
-def test_products_are_timed_in_both_precisions() -> None:
-    """What `auto` compares are times of this machine."""
-    assert all(seconds > 0 for seconds in device.product_seconds().values())
-
-
-def test_waiting_for_a_core_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While `prepare` reads data on the same cores, every product takes as long as its turn comes late."""
-    product, wait = torch.nn.functional.linear, 0.2
-
-    def late(*factors: torch.Tensor) -> torch.Tensor:
-        time.sleep(wait)
-        return product(*factors)
-
-    monkeypatch.setattr(torch.nn.functional, "linear", late)
-    monkeypatch.setattr(device, "TRIALS", 1)
-    assert max(device.product_seconds.__wrapped__().values()) < wait
+def test_the_facts_are_those_of_this_processor() -> None:
+    """Unless others are given; a name of any length fits into a status."""
+    assert arithmetic("auto", CPU) == arithmetic("auto", CPU, torch.cpu.get_capabilities())
+    long = arithmetic("auto", CPU, {"cpu_name": "X" * 1000})
+    assert Plan(precision_basis=long.basis).precision_basis == long.basis
 
 
 def test_what_a_thread_freed_goes_back_to_the_kernel() -> None:

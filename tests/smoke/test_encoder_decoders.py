@@ -34,6 +34,7 @@ from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.publish import publish
 from finetune_trainer.report import Progress
 from finetune_trainer.samples import answers
+from tolerance import PASS, WEIGHT, InDouble, assert_close, doubled
 from training import METHODS as OPTIONS
 from training import Pair, Prepared, prepared
 
@@ -96,15 +97,15 @@ def test_the_loss_is_transformers_own_whatever_the_batch(
     name: str, kind: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     """Of one record what the model says with `labels`; of several, padded in both halves, the sum of theirs."""
-    model = adapted(folders[name], kind)
+    model = doubled(adapted(folders[name], kind))
     tuner = judge_of(model, kind, tmp_path)
     rows = [record(number) for number in range(3)]
-    with torch.no_grad():
+    with torch.no_grad(), InDouble():
         alone = [float(tuner.judge(tuner.collate([row])).loss) for row in rows]
         together = [float(tuner.judge(tuner.collate(list(pair))).loss) for pair in itertools.pairwise(rows)]
         plain = [plain_loss(model, *pair) for pair in zip(INPUTS, ANSWERS, strict=True)]
-    assert alone == pytest.approx(plain, rel=1e-5)
-    assert together == pytest.approx([alone[0] + alone[1], alone[1] + alone[2]], rel=1e-5)
+    assert_close(alone, plain, PASS)
+    assert_close(together, [alone[0] + alone[1], alone[1] + alone[2]], PASS)
 
 
 def plain_loss(model: Any, read: list[int], answer: list[int]) -> float:
@@ -130,9 +131,9 @@ def test_a_batch_counts_what_is_read_and_what_is_learnt(folders: dict[str, Path]
 @pytest.mark.parametrize("name", MODELS)
 def test_generation_with_a_cache_equals_whole_passes(name: str, kind: str, folders: dict[str, Path]) -> None:
     """At each step the logits of a pass over all that was said so far."""
-    model, read = adapted(folders[name], kind), torch.tensor([INPUTS[1]])
+    model, read = doubled(adapted(folders[name], kind)), torch.tensor([INPUTS[1]])
     start = model.config.decoder_start_token_id
-    with torch.no_grad():
+    with torch.no_grad(), InDouble():
         made = model.generate(
             input_ids=read, attention_mask=torch.ones_like(read), max_new_tokens=6, min_new_tokens=6, do_sample=False,
             output_logits=True, return_dict_in_generate=True, pad_token_id=0,
@@ -140,7 +141,7 @@ def test_generation_with_a_cache_equals_whole_passes(name: str, kind: str, folde
         said = torch.tensor([[start]])
         for step, logits in enumerate(made.logits):
             whole = model(input_ids=read, decoder_input_ids=said, use_cache=False).logits[:, -1]
-            torch.testing.assert_close(logits, whole, atol=1e-4, rtol=1e-4)
+            assert_close(logits, whole, PASS)
             said = torch.cat([said, made.sequences[:, [step + 1]]], 1)
 
 
@@ -213,10 +214,10 @@ def test_every_layer_of_the_decoder_has_a_prefix_of_its_own(name: str, kind: str
 
     Left to itself PEFT gives two layers of an even number the same one, and never uses half of what is learnt.
     """
-    model, read = adapted(folders[name], kind, tokens=TOKENS), torch.tensor([INPUTS[1]])
+    model, read = doubled(adapted(folders[name], kind, tokens=TOKENS)), torch.tensor([INPUTS[1]])
     answer, layers = torch.tensor([ANSWERS[2]]), {"bart": 3}.get(name, 2)
     pairs = layers if layers % 2 else layers + 1
-    with torch.no_grad():
+    with torch.no_grad(), InDouble():
         numbers = model.prompt_encoder["default"](torch.arange(TOKENS)[None])[0].view(TOKENS, pairs, 2, 4, -1)
         places = [2 * layer % pairs for layer in range(layers)]
         own = [(numbers[:, p, 0].transpose(0, 1)[None], numbers[:, p, 1].transpose(0, 1)[None]) for p in places]
@@ -225,7 +226,7 @@ def test_every_layer_of_the_decoder_has_a_prefix_of_its_own(name: str, kind: str
         expected = base(input_ids=read, decoder_input_ids=answer, past_key_values=cache).logits
         got = model(input_ids=read, decoder_input_ids=answer, use_cache=False).logits
         plain = base(input_ids=read, decoder_input_ids=answer).logits
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert_close(got, expected, PASS)
     assert (got - plain).abs().max() > 0.01
     assert len(set(places)) == layers
 
@@ -245,8 +246,8 @@ def test_a_prefix_starts_as_what_the_decoder_has_for_words(
         read = words.unsqueeze(0)
         cache = base.model(input_ids=read, decoder_input_ids=read, use_cache=True).past_key_values.self_attention_cache
     for own, expected in zip(found, cache.layers, strict=False):  # one may be idle
-        torch.testing.assert_close(own.keys, expected.keys)
-        torch.testing.assert_close(own.values, expected.values)
+        assert_close(own.keys, expected.keys, PASS)
+        assert_close(own.values, expected.values, PASS)
 
 
 @pytest.mark.parametrize(
@@ -313,8 +314,9 @@ def test_plain_peft_loads_what_every_variant_of_lora_publishes(
     inputs = {"input_ids": torch.tensor([INPUTS[1]]), "decoder_input_ids": answer}
     METHODS["lora"].save(model, tmp_path, "base", "main")
     again = PeftModel.from_pretrained(modelling.load(folders["flan_t5"], HEAD, 0).model, tmp_path)
-    with torch.no_grad():
-        torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits, atol=1e-3, rtol=1e-4)
+    with torch.no_grad(), InDouble():
+        said, expected = (doubled(one)(**inputs).logits for one in (again, model))
+    assert_close(said, expected, WEIGHT, computed_in=torch.float32)
 
 
 @pytest.mark.usefixtures("families")
@@ -354,7 +356,8 @@ def test_what_merges_into_a_decoder_merges_into_both_halves(name: str, kind: str
     tuner = run.tuner()
     tuner.model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "output/merged")
     metrics, _ = tuner.assess(run.stage().rows("test"), lambda: None)
-    assert metrics.loss == pytest.approx(results.read(run.workspace.result).evaluation.tuned.loss, abs=1e-4)
+    reported = results.read(run.workspace.result).evaluation.tuned.loss
+    assert_close(metrics.loss, reported, PASS, computed_in=torch.float32)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import preparing
 import tiny
@@ -57,7 +58,9 @@ def test_the_stage_is_a_process_that_leaves_a_report(tmp_path: Path, models: Pat
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "termination").read_bytes())
     assert report["plan"]["trainableParameters"] == LORA_PARAMETERS
-    assert report["plan"]["precision"] in ("bf16", "fp32")
+    has_tiles = torch.cpu.get_capabilities()["amx_bf16"]
+    assert report["plan"]["precision"] == ("bf16" if has_tiles else "fp32")
+    assert report["plan"]["precisionBasis"] in done.stderr
     assert report["data"]["trainExamples"] == 54
     assert "Traceback" not in done.stderr
 

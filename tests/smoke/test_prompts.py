@@ -30,6 +30,7 @@ from finetune_trainer.modelling import Head, LoadedModel
 from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.report import Progress
 from finetune_trainer.results import Baseline
+from tolerance import PASS, InDouble, assert_close, doubled
 from training import MODELS, Pair, prepared
 
 PROMPTS: dict[str, dict[str, Any]] = {
@@ -193,14 +194,14 @@ def test_embeddings_in_front_are_embeddings_in_front(decoder: Path, method: str)
 @pytest.mark.parametrize("method", ["prefixTuning", "pTuningV2"])
 def test_a_prefix_is_keys_and_values_that_every_token_sees(decoder: Path, method: str) -> None:
     """The same logits, without a cache in use and without a mask, as token by token over a cache that began with it."""
-    model = applied(decoder, method)
+    model = doubled(applied(decoder, method))
     ids = torch.tensor([ROWS[1]])
-    with torch.no_grad():
+    with torch.no_grad(), InDouble():
         cache = cache_of(model)
         steps = [model.base_model(input_ids=ids[:, [i]], past_key_values=cache).logits for i in range(ids.shape[1])]
         plain = model.base_model(input_ids=ids).logits
         got = model(input_ids=ids, use_cache=False).logits
-    torch.testing.assert_close(got, torch.cat(steps, 1), atol=1e-5, rtol=1e-5)
+    assert_close(got, torch.cat(steps, 1), PASS)
     assert (got - plain).abs().max() > 0.01
 
 
@@ -217,15 +218,15 @@ def cache_of(model: Any) -> DynamicCache:
 @pytest.mark.parametrize("method", PROMPTS)
 def test_generation_with_a_cache_equals_generation_without(decoder: Path, method: str) -> None:
     """At each step the same logits as a whole pass over all that was said, and others than the base model's."""
-    model = applied(decoder, method)
+    model = doubled(applied(decoder, method))
     said = torch.tensor([ROWS[1]])
     asked = {"input_ids": said, "attention_mask": torch.ones_like(said), "max_new_tokens": 6, "do_sample": False}
     kept = {"pad_token_id": 0, "eos_token_id": -1, "output_logits": True, "return_dict_in_generate": True}
-    with torch.no_grad():
+    with torch.no_grad(), InDouble():
         generated = model.generate(**asked, **kept, use_cache=True)
         for logits in generated.logits:
             whole = model(input_ids=said, use_cache=False).logits[:, -1]
-            torch.testing.assert_close(logits, whole, atol=1e-5, rtol=1e-5)
+            assert_close(logits, whole, PASS)
             assert (whole - METHODS[method].untouched(model)(input_ids=said).logits[:, -1]).abs().max() > 0.01
             said = torch.cat([said, whole.argmax(-1, keepdim=True)], 1)
     assert torch.equal(generated.sequences, said)
@@ -277,19 +278,19 @@ def test_a_batch_of_one_equals_its_row_in_a_padded_batch(
     row alone is what plain PEFT says of it."""
     tuner = judge_of(MODELS[model](tmp_path / "model"), objective, method)
     rows = [[record_of(ids, objective, number)] for number, ids in enumerate(ROWS)]
-    with torch.no_grad():
+    with torch.no_grad(), InDouble():
         alone = [float(tuner.judge(tuner.collate([row])).loss) for row in rows]
         together = [float(tuner.judge(tuner.collate(list(pair))).loss) for pair in itertools.pairwise(rows)]
         plain = [plain_loss(tuner.model, row[0], objective) for row in rows]
-    assert together == pytest.approx([alone[0] + alone[1], alone[1] + alone[2]], abs=2e-5)
-    assert alone == pytest.approx(plain, abs=2e-5)
+    assert_close(together, [alone[0] + alone[1], alone[1] + alone[2]], PASS)
+    assert_close(alone, plain, PASS)
     assert len({round(loss, 3) for loss in alone}) == len(alone)
 
 
 def judge_of(folder: Path, objective: str, method: str) -> FineTuner:
-    """An objective's trainer with nothing to train on: to judge by."""
+    """An objective's trainer with nothing to train on: to judge by, in double precision."""
     labels = ("a", "b", "c") if objective == "classification" else ()
-    model = applied(folder, method, OBJECTIVES[objective].head(labels))
+    model = doubled(applied(folder, method, OBJECTIVES[objective].head(labels)))
     arguments = transformers.TrainingArguments(output_dir=str(folder), use_cpu=True, report_to=[])
     return OBJECTIVES[objective](model, arguments, None, 0, torch.float32, METHODS[method], {})
 

@@ -15,11 +15,13 @@ import torch
 
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
-from finetune_trainer import merge
+from finetune_trainer import merge, results
 from finetune_trainer.failures import Failure
+from finetune_trainer.model_card import model_card
 from finetune_trainer.publish import publish, verify
 from finetune_trainer.report import Progress
 from finetune_trainer.state import sha256
+from tolerance import WEIGHT, InDouble, assert_close, doubled
 from training import Pair, Prepared, prepared
 
 FILES = {
@@ -91,6 +93,14 @@ def test_the_card_shows_metrics_and_both_answers(trained: Prepared, tmp_path: Pa
     assert card.count("**This model**") == 1
 
 
+def test_the_card_says_the_arithmetic_and_what_it_follows_from(trained: Prepared) -> None:
+    """`precision: auto` took it by a fact of one machine, which who compares two artifacts has to know."""
+    page, decided = trained.stage().page, {"precision": "fp32", "precision_basis": "AMD EPYC has no amx_bf16"}
+    page = page.model_copy(update={"plan": page.plan.model_copy(update=decided)})
+    card = model_card(trained.run, page, results.read(trained.workspace.result))
+    assert "a step, products in fp32 (AMD EPYC has no amx_bf16), seed" in card
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "README.md", "loss.png"])
 def test_a_flipped_byte_is_found(trained: Prepared, tmp_path: Path, name: str) -> None:
     """Verification reads every file back; one changed bit is ArtifactInvalid, with the file's name."""
@@ -157,10 +167,10 @@ def test_the_merged_model_says_what_the_adapter_says(trained: Prepared, tmp_path
     assert len({path.stat().st_mode for path in folder.rglob("*") if path.is_file()}) == 1, "others may read all of it"
     base = AutoModelForCausalLM.from_pretrained(trained.stage().page.model_path)
     ids = torch.tensor([[5, 6, 7, 8]])
-    with torch.no_grad():
-        adapter = PeftModel.from_pretrained(base, folder).eval()(input_ids=ids).logits
-        merged = AutoModelForCausalLM.from_pretrained(folder / "merged").eval()(input_ids=ids).logits
-    torch.testing.assert_close(merged, adapter, rtol=1e-4, atol=1e-5)
+    models = PeftModel.from_pretrained(base, folder), AutoModelForCausalLM.from_pretrained(folder / "merged")
+    with torch.no_grad(), InDouble():
+        adapter, merged = (doubled(model).eval()(input_ids=ids).logits for model in models)
+    assert_close(merged, adapter, WEIGHT, computed_in=torch.float32)
 
 
 def test_a_merge_that_changes_the_logits_is_refused() -> None:

@@ -29,6 +29,7 @@ from finetune_trainer.memory import PlannedModel
 from finetune_trainer.report import Progress
 from finetune_trainer.train import assemble, follow
 from finetune_trainer.workspace import Workspace
+from tolerance import PASS, InDouble, assert_close, doubled
 from training import STEPS, Pair, Prepared, StopAfter, gradient_of, prepared, some, with_learnt
 
 LLAMA, GPT2 = Pair("llama", "sft", "lora"), Pair("gpt2", "sft", "full")
@@ -55,13 +56,14 @@ def test_loss_through_the_head_equals_plain_cross_entropy(monkeypatch: pytest.Mo
     plain = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((7, 5), (11, 5), (11,))]
     ours = [tensor.detach().clone().requires_grad_() for tensor in plain]
     targets = torch.randint(0, 11, (7,))
-    expected = functional.cross_entropy(functional.linear(*plain), targets, reduction="sum")
-    found = linear_cross_entropy(*ours, targets, torch.float64)
-    (3 * expected).backward()
-    (3 * found).backward()
-    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    with InDouble():
+        expected = functional.cross_entropy(functional.linear(*plain), targets, reduction="sum")
+        found = linear_cross_entropy(*ours, targets, torch.float64)
+        (3 * expected).backward()
+        (3 * found).backward()
+    assert_close(found, expected, PASS)
     for theirs, mine in zip(plain, ours, strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+        assert_close(mine.grad, theirs.grad, PASS)
 
 
 @pytest.mark.parametrize("pair", [LLAMA, GPT2], ids=str)
@@ -71,9 +73,9 @@ def test_logits_at_learnt_positions_give_the_loss_of_all_logits(runs: dict[Pair,
     batch = tuner.collate([rows[0], rows[1], rows[2]])
     labels = torch.full_like(batch["input_ids"], -100)
     labels.view(-1)[batch["positions"] + 1] = batch["targets"]
-    with torch.no_grad():
+    with torch.no_grad(), InDouble():
         expected = tuner.model(input_ids=batch["input_ids"], labels=labels).loss * batch["items"]
-        assert tuner.judge(batch).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        assert_close(tuner.judge(batch).loss, expected, PASS)
 
 
 def test_a_head_that_does_more_than_a_product_is_left_to_the_model(tmp_path: Path) -> None:
@@ -96,14 +98,14 @@ def test_a_head_that_does_more_than_a_product_is_left_to_the_model(tmp_path: Pat
     page = run.stage().page
     stage = dataclasses.replace(run.stage(), page=page.model_copy(update={"model_path": str(tmp_path / "model")}))
     tuner = assemble(stage)
-    tuner.model.eval()
+    doubled(tuner.model).eval()
     assert not tuner.plain_head
     rows = stage.rows("train")
     batch = tuner.collate([rows[0], rows[1]])
-    with torch.no_grad():
+    with torch.no_grad(), InDouble():
         logits = tuner.model(input_ids=batch["input_ids"]).logits.flatten(0, 1)[batch["positions"]]
         expected = functional.cross_entropy(logits, batch["targets"], reduction="sum")
-        assert tuner.judge(batch).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        assert_close(tuner.judge(batch).loss, expected, PASS)
 
 
 # --- device -----------------------------------------------------------------------------------------------------------
@@ -139,10 +141,10 @@ def test_packed_records_do_not_see_each_other(runs: dict[Pair, Prepared], pair: 
     """Records in shared rows, of unequal length and with padding, lose exactly what they lose on rows of their own."""
     tuner = evaluating(runs[pair])
     records = [row[0] for row in some(runs[pair], 5)]
-    with torch.no_grad():
+    with torch.no_grad(), InDouble():
         packed = tuner.judge(tuner.collate([records[:3], records[3:]])).loss.item()
         alone = sum(tuner.judge(tuner.collate([[record]])).loss.item() for record in records)
-    assert packed == pytest.approx(alone, rel=1e-5)
+    assert_close(packed, alone, PASS)
 
 
 def test_a_packed_run_trains_and_evaluates_unpacked(tmp_path: Path) -> None:
@@ -160,9 +162,10 @@ def test_accumulated_micro_batches_weigh_tokens_not_batches(runs: dict[Pair, Pre
         [with_learnt(record, count)]
         for count, (record,) in zip((1, 1, 3, 2, 1, 3, 3, 1), some(runs[GPT2], 8), strict=True)
     ]
-    whole = gradient_of(tuner, [rows])
-    parts = gradient_of(tuner, [rows[at : at + 2] for at in range(0, 8, 2)])
-    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+    with InDouble():
+        whole = gradient_of(tuner, [rows])
+        parts = gradient_of(tuner, [rows[at : at + 2] for at in range(0, 8, 2)])
+    assert_close(parts, whole, 3 * PASS)
 
 
 # --- endings ----------------------------------------------------------------------------------------------------------
@@ -304,8 +307,9 @@ def spec_of(folder: Path, **stanzas: Any) -> FineTuneJobSpec:
 
 
 def evaluating(run: Prepared) -> FineTuner:
+    """In double precision."""
     tuner = run.tuner()
-    tuner.model.eval()
+    doubled(tuner.model).eval()
     return tuner
 
 

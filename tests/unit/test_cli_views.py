@@ -158,6 +158,8 @@ def test_data_and_plan_are_a_line_each() -> None:
     assert summary.plan_line(plan) == (
         "922 k of 135 M parameters move (0.7 %), 30 steps of 8 × 2 records, learning rate 0.0002"
     )
+    told = plan.model_copy(update={"precision": "fp32", "precision_basis": "AMD EPYC has no amx_bf16"})
+    assert summary.plan_line(told).endswith("learning rate 0.0002, fp32 (AMD EPYC has no amx_bf16)")
     assert summary.data_line(Data()) == "no records"
     assert summary.plan_line(Plan()) == ""
     assert summary.plan_line(plan.model_copy(update={"total_steps": 0})) == (

@@ -15,6 +15,7 @@ from finetune_trainer.failures import Failure
 from finetune_trainer.prepared import Prepared
 from finetune_trainer.workspace import Workspace
 from preparing import jsonl, prepared, run_of
+from tolerance import WEIGHT, assert_close
 
 OTHER = "model.layers.1.self_attn.q_proj"
 
@@ -68,7 +69,7 @@ def test_layers_that_only_one_adapter_has_keep_their_rank(tmp_path: Path) -> Non
     one, other = (
         tensors[f"{PREFIX}{LAYER}.lora_B.weight"] @ tensors[f"{PREFIX}{LAYER}.lora_A.weight"] for tensors in parts
     )
-    np.testing.assert_allclose(b @ a, 0.5 * 4 / 2 * one + 2 * 4 / 3 * other, rtol=1e-5, atol=1e-5)
+    assert_close(b @ a, 0.5 * 4 / 2 * one + 2 * 4 / 3 * other, WEIGHT)
     assert page.start is not None
     assert [origin.weight for origin in page.start.adapters] == [0.5, 2]
     assert page.plan.total_steps == 0

@@ -5,18 +5,23 @@ It reads facts once, at the start of a stage. It knows nothing of models, specs 
 
 import ctypes
 import os
-import time
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")
-PROBE = 512, 1024, 1024
-"""Rows, inputs and outputs of the product that a CPU is tried with: a GFLOP."""
-TRIALS = 5
-BF16_IS_WORTH = 1.1
-"""bf16 is taken up to this much slower than fp32: it holds half the activations."""
+NAME_LENGTH = 100
+"""Of a processor, in a status."""
+
+
+class Arithmetic(NamedTuple):
+    """The dtype of a run's matrix products."""
+
+    dtype: torch.dtype
+    basis: str | None = None
+    """The fact that `precision: auto` took it by; None where the spec says it."""
 
 
 def device() -> torch.device:
@@ -24,42 +29,23 @@ def device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def compute_dtype(precision: str, on: torch.device) -> torch.dtype:
-    """The dtype of matrix products for `spec.training.precision`: `auto` takes bf16 where it is fast."""
-    if precision == "fp32" or (precision == "auto" and not prefers_bf16(on)):
-        return torch.float32
-    return torch.bfloat16
+def arithmetic(precision: str, on: torch.device, processor: Mapping[str, Any] | None = None) -> Arithmetic:
+    """For `spec.training.precision`: `auto` takes bf16 where the device has matrix units for it (docs/adr/0010).
 
-
-def prefers_bf16(on: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware, and a CPU as fast as fp32: some have the instructions and are
-    twice as slow with them (docs/adr/0008)."""
+    Nothing is timed, so the same hardware gives the same answer whatever else it does. `processor` is what
+    `torch.cpu.get_capabilities` says, unless given.
+    """
+    if precision != "auto":
+        return Arithmetic({"bf16": torch.bfloat16, "fp32": torch.float32}[precision])
     if on.type == "cuda":
-        return torch.cuda.get_device_capability(on) >= (8, 0)
-    facts = torch.cpu.get_capabilities()
-    if not (facts.get("avx512_bf16") or facts.get("amx_bf16")):
-        return False
-    seconds = product_seconds()
-    return seconds[torch.bfloat16] <= BF16_IS_WORTH * seconds[torch.float32]
-
-
-@cache
-def product_seconds() -> dict[torch.dtype, float]:
-    """Processor time of one thread for one product of the size PROBE, the best of some trials in turns: other work on
-    the same cores, of which `prepare` has plenty, counts for little."""
-    rows, inputs, outputs = PROBE
-    factors = {dtype: (torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype))
-               for dtype in (torch.float32, torch.bfloat16)}  # fmt: skip
-    best = dict.fromkeys(factors, float("inf"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for _ in range(1 + TRIALS):
-        for dtype, (left, right) in factors.items():
-            began = time.thread_time()
-            torch.nn.functional.linear(left, right)
-            best[dtype] = min(best[dtype], time.thread_time() - began)
-    torch.set_num_threads(threads)
-    return best
+        major, minor = torch.cuda.get_device_capability(on)
+        dtype = torch.bfloat16 if (major, minor) >= (8, 0) else torch.float32
+        return Arithmetic(dtype, f"the GPU has compute capability {major}.{minor}")
+    facts = torch.cpu.get_capabilities() if processor is None else processor
+    name = str(facts.get("cpu_name") or "the processor").strip()[:NAME_LENGTH]
+    if facts.get("amx_bf16"):
+        return Arithmetic(torch.bfloat16, f"{name} has amx_bf16")
+    return Arithmetic(torch.float32, f"{name} has no amx_bf16")
 
 
 def use_cores() -> int:

@@ -60,7 +60,8 @@ class PlannedModel:
 
     def __init__(self, folder: Path, spec: FineTuneJobSpec, labels: list[str]) -> None:
         self._on_gpu, self._trains = spec.resources.gpus > 0, spec.training.max_steps != 0
-        self.dtype = dtype = compute_dtype(spec)
+        self.arithmetic = arithmetic(spec)
+        dtype = self.arithmetic.dtype
         base = modelling.blank_base(folder, spec, labels)
         method = METHODS[spec.method.kind]
         quantized = method.quantized_bytes(base, spec.method.options)
@@ -118,12 +119,11 @@ class PlannedModel:
         return loss if penalty is None else loss + penalty
 
 
-def compute_dtype(spec: FineTuneJobSpec) -> torch.dtype:
+def arithmetic(spec: FineTuneJobSpec) -> device.Arithmetic:
     """That of the run's products: `auto` means bf16 on a GPU, and on the CPU what this machine would take."""
-    on = torch.device("cuda" if spec.resources.gpus else "cpu")
-    if on.type == "cuda":
-        return torch.float32 if spec.training.precision == "fp32" else torch.bfloat16
-    return device.compute_dtype(spec.training.precision, on)
+    if spec.resources.gpus:
+        return device.Arithmetic(torch.float32 if spec.training.precision == "fp32" else torch.bfloat16)
+    return device.arithmetic(spec.training.precision, torch.device("cpu"))
 
 
 def _fixed(model: nn.Module, quantized: dict[int, int], training: Training) -> Memory:

@@ -187,9 +187,11 @@ def _provenance(run: Run, page: Prepared, result: Result) -> str:
     batch = (
         f"{(plan.micro_batch_size or 0) * (plan.gradient_accumulation or 0)} {'rows' if page.packing else 'records'}"
     )
+    precision = f", products in {plan.precision}" if plan.precision else ""
+    basis = f" ({plan.precision_basis})" if plan.precision_basis else ""
     return (
         f"Base model revision `{page.model_revision}`; {training.optimizer}, learning rate "
-        f"{training.learning_rate:g}, {training.schedule} schedule, {batch} a step, seed "
-        f"{training.seed}; {versions}. `manifest.json` holds the whole resolved specification, all versions, and the "
-        "sha256 of every file.\n"
+        f"{training.learning_rate:g}, {training.schedule} schedule, {batch} a step{precision}{basis}, "
+        f"seed {training.seed}; {versions}. `manifest.json` holds the whole resolved specification, all versions, and "
+        "the sha256 of every file.\n"
     )

@@ -35,6 +35,8 @@ class Parameters(NamedTuple):
     memory: Memory | None = None
     precision: str | None = None
     """Of the run's products, where the machine that counted is one that trains: a CPU."""
+    precision_basis: str | None = None
+    """What `precision: auto` took it by."""
 
 
 class ParameterCount:
@@ -90,7 +92,8 @@ class ParameterCount:
         if "reason" in answer:
             raise Failure(Reason(answer["reason"]), answer["message"])
         memory = Memory.model_validate(answer["memory"]) if "memory" in answer else None
-        return Parameters(answer["total"], answer["trainable"], answer.get("rows"), memory, answer.get("precision"))
+        told = {name: answer.get(name) for name in ("rows", "precision", "precision_basis")}
+        return Parameters(answer["total"], answer["trainable"], memory=memory, **told)
 
 
 def main() -> int:
@@ -107,7 +110,7 @@ def main() -> int:
     try:
         model = PlannedModel(folder, spec, question["labels"])
         load = json.loads(sys.stdin.buffer.readline())
-        told = {"total": model.total, "trainable": model.trainable, "precision": _precision(model, spec)}
+        told = {"total": model.total, "trainable": model.trainable, **_precision(model, spec)}
         json.dump(told | _estimated(model, folder, spec, question["labels"], load), answer)
     except Failure as failure:
         json.dump({"reason": failure.reason, "message": failure.message}, answer)
@@ -115,8 +118,11 @@ def main() -> int:
     return 0
 
 
-def _precision(model: Any, spec: FineTuneJobSpec) -> str | None:
-    return None if spec.resources.gpus else {2: "bf16", 4: "fp32"}[model.dtype.itemsize]
+def _precision(model: Any, spec: FineTuneJobSpec) -> dict[str, str | None]:
+    if spec.resources.gpus:
+        return {}
+    dtype, basis = model.arithmetic
+    return {"precision": {2: "bf16", 4: "fp32"}[dtype.itemsize], "precision_basis": basis}
 
 
 def _estimated(model: Any, folder: Path, spec: FineTuneJobSpec, labels: list[str], load: Any) -> dict[str, Any]:

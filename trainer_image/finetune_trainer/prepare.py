@@ -66,6 +66,8 @@ def prepare(
     write_page(workspace.prepared, page)
     shutil.rmtree(workspace.downloads, ignore_errors=True)
     log.info("prepared in %.1f s: %s", time.monotonic() - began, _summary(page))
+    if page.plan.precision_basis:
+        log.info("precision: auto means %s here: %s", page.plan.precision, page.plan.precision_basis)
     return _report(page)
 
 
@@ -134,6 +136,7 @@ def _plan(job: Preparation, page: Prepared, parameters: Parameters) -> Plan:
         packing=page.packing,
         learning_rate=job.spec.training.learning_rate,
         precision=parameters.precision,
+        precision_basis=parameters.precision_basis,
         model_revision=job.model.revision,
         estimated_memory_bytes=parameters.memory.total if parameters.memory else None,
         memory=parameters.memory,

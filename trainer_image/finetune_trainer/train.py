@@ -131,7 +131,7 @@ def assemble(stage: Stage) -> FineTuner:
     head = objective.head(tuple(stage.page.labels))
     options = stage.spec.method.options
     on = device.device()
-    dtype = device.compute_dtype(stage.page.plan.precision or stage.spec.training.precision, on)
+    dtype, basis = device.arithmetic(stage.page.plan.precision or stage.spec.training.precision, on)
     base = method.load(Path(stage.page.model_path), head, stage.page.pad_token_id, options, dtype)
     steps = stage.page.plan.total_steps
     assert steps is not None
@@ -142,7 +142,8 @@ def assemble(stage: Stage) -> FineTuner:
     rows = stage.rows("train")
     if rows is None:
         raise Failure(Reason.DATASET_INVALID, "spec.dataset.train: no record is left to learn from")
-    log.info("%s on %s, %s", type(base.model).__name__, on.type, str(dtype).removeprefix("torch."))
+    why = f" ({basis})" if basis else ""
+    log.info("%s on %s, %s%s", type(base.model).__name__, on.type, str(dtype).removeprefix("torch."), why)
     arguments = _arguments(stage, on)
     rates = method.parameter_rates(model, options, arguments.learning_rate)
     tuner = objective(model, arguments, rows, stage.page.pad_token_id, dtype, method, rates)
