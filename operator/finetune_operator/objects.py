@@ -49,6 +49,7 @@ def frozen_run(
         spec=spec,
         trainer_image=settings.trainer_image,
         mounts=mounts(spec),
+        downloads=settings.downloads,
     )
 
 
