@@ -41,7 +41,7 @@ test: setup ## every test but the cluster ones, on a real API server
 	pytest -m "not e2e and not real and not matrix" --numprocesses 3 --dist loadfile
 
 test-numeric: setup ## what compares by a tolerance, on the oldest kernels and with other roundings
-	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 \
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE \
 		pytest -p other_roundings -m "numeric and not matrix" -k "not checkpointing" --numprocesses 2 --dist loadfile \
 		tests/unit/test_composition.py tests/smoke/test_own_layers.py tests/smoke/test_lora.py tests/smoke/test_prompts.py
 
