@@ -27,6 +27,8 @@ RUN_DIRECTORY = "/etc/finetune"
 RUN_FILE = "run.json"
 RUN_DIGEST_VARIABLE = "FINETUNE_RUN_DIGEST"
 """Environment of a stage's pod: sha256 that the run file must have. Whoever can replace the file cannot write this."""
+MEMORY_VARIABLE = "FINETUNE_MEMORY"
+"""Environment of a stage's pod: spec.resources.memory as it is for this pod; the run file has it as it was frozen."""
 WORKSPACE = "/workspace"
 TERMINATION_LOG = "/dev/termination-log"
 

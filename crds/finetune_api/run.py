@@ -4,6 +4,7 @@ The operator (or `finetune run`) writes it once per job; the three stages parse 
 variable per field.
 """
 
+import hashlib
 import os
 import re
 from ipaddress import ip_network
@@ -116,6 +117,21 @@ def report_file(workspace: Path, stage: str) -> Path:
     return workspace / f"{stage}.report.json"
 
 
-def read_run(path: Path) -> Run:
-    """Parse a run file; raises OSError or pydantic.ValidationError."""
-    return Run.model_validate_json(path.read_bytes())
+def read_run(path: Path, digest: str = "", memory: str = "") -> Run:
+    """Parse a run file; raises OSError, pydantic.ValidationError, or ChangedError when its sha256 is not `digest`.
+
+    `memory` is what the pod has, where that was edited since the run was frozen.
+    """
+    content = path.read_bytes()
+    found = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    if digest and found != digest:
+        raise ChangedError(f"{path} has the digest {found}, and the job was frozen with {digest}")
+    run = Run.model_validate_json(content)
+    if not memory:
+        return run
+    resources = run.spec.resources.model_copy(update={"memory": memory})
+    return run.model_copy(update={"spec": run.spec.model_copy(update={"resources": resources})})
+
+
+class ChangedError(Exception):
+    """The run file is not the one that was frozen."""

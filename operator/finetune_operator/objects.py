@@ -107,7 +107,8 @@ def stage_job(
     metadata["labels"][labels.STAGE_LABEL] = stage
     metadata["annotations"] = {labels.INPUTS_ANNOTATION: inputs(spec)}
     template = pod_template(owner, spec, stage, run.image or settings.trainer_image, settings)
-    template["spec"]["containers"][0]["env"].append({"name": labels.RUN_DIGEST_VARIABLE, "value": run.digest})
+    told = {labels.RUN_DIGEST_VARIABLE: run.digest, labels.MEMORY_VARIABLE: spec.resources.memory}
+    template["spec"]["containers"][0]["env"] += [{"name": name, "value": value} for name, value in told.items()]
     body: Object = {
         "backoffLimit": max(0, spec.retry.limit - at.tries),
         "completions": 1,

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import preparing
+from finetune_api import labels
 from finetune_api.events import TERMINATION_LIMIT, ProgressReport, StageReport
 from finetune_api.reasons import Reason
 from finetune_api.status import EvaluationResult, Sample
@@ -42,6 +43,22 @@ def raising(error: BaseException) -> Callable[..., StageReport]:
         raise error
 
     return stage
+
+
+def test_a_run_file_that_was_replaced_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pod was told the digest of the run that it is for; another try may find the right file."""
+    monkeypatch.setenv(labels.RUN_DIGEST_VARIABLE, "sha256:another")
+    code, told = ended(tmp_path, lambda *_: StageReport(stage="train"))
+    assert (code, told["reason"]) == (70, "RunChanged")
+    assert "the job was frozen with sha256:another" in told["message"]
+
+
+def test_memory_that_was_edited_since_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a plan has to fit into is what this pod has, not what the job asked for when it was frozen."""
+    monkeypatch.setenv(labels.MEMORY_VARIABLE, "77Gi")
+    seen = []
+    ended(tmp_path, lambda run, *_: seen.append(run.spec.resources.memory) or StageReport(stage="train"))
+    assert seen == ["77Gi"]
 
 
 class OutOfMemoryError(RuntimeError):

@@ -5,6 +5,7 @@ It decides how an ending becomes an exit code and a termination message. It know
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -13,10 +14,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from finetune_api import labels
 from finetune_api.events import TERMINATION_LIMIT, Stage, StageReport
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
-from finetune_api.run import Run, read_run
+from finetune_api.run import ChangedError, Run, read_run
 from finetune_api.text import printable_lines
 from finetune_trainer import report, volumes
 from finetune_trainer.failures import Failure, as_os_error, classified
@@ -129,8 +131,11 @@ def _json(ending: StageReport) -> bytes:
 
 
 def _run(run_file: Path) -> Run:
+    environment = [os.environ.get(name, "") for name in (labels.RUN_DIGEST_VARIABLE, labels.MEMORY_VARIABLE)]
     try:
-        return read_run(run_file)
+        return read_run(run_file, *environment)
+    except ChangedError as error:
+        raise Failure(Reason.RUN_CHANGED, f"{error}: nothing is done with it", transient=True) from None
     except OSError as error:
         raise Failure(Reason.BAD_SPEC, f"cannot read the run file {run_file}: {error.strerror}") from None
     except ValidationError as error:
