@@ -65,6 +65,9 @@ class Run(Model):
     """Folder that the stages share."""
     mounts: dict[str, str] = {}
     """From `pvc://claim`, `configmap://name` or `secret://name` to the folder where it is mounted."""
+    digests: dict[str, str] = {}
+    """Of artifacts that the run starts from, by their URI: sha256 of the manifest.json that was there when the job that
+    published it was first seen complete."""
     downloads: Downloads = Downloads()
     """Where `https://` data may come from, and how much of it."""
 

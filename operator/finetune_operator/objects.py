@@ -5,16 +5,15 @@ What a pod looks like stands in `pods`. When a child is made is `plan`'s busines
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any
 
 from finetune_api import labels
 from finetune_api.exits import PERMANENT, ExitCode
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec, Metadata
-from finetune_api.status import PinnedRun, StageStatus
+from finetune_api.status import Dependency, PinnedRun, StageStatus
 from finetune_api.text import printable_lines
 from finetune_operator.facts import StageName, timestamp
 from finetune_operator.pods import RUN_PART, WORKSPACE_PART, kueue_labels, mounts, pod_template
@@ -36,12 +35,10 @@ def workspace_name(metadata: Metadata) -> str:
     return labels.child_name(metadata.name, metadata.uid, WORKSPACE_PART)
 
 
-def frozen_run(
-    metadata: Metadata, spec: FineTuneJobSpec, settings: Settings, artifacts: Mapping[str, str] = MappingProxyType({})
-) -> Run:
-    """The run as it will stay: defaults resolved, image chosen, mounts named, and `artifacts` in place of the jobs that
-    the spec names."""
-    spec = spec.resolved().with_artifacts(artifacts)
+def frozen_run(metadata: Metadata, spec: FineTuneJobSpec, settings: Settings, needed: Sequence[Dependency] = ()) -> Run:
+    """The run as it will stay: defaults resolved, image chosen, mounts named, and what they published in place of the
+    jobs that the spec names."""
+    spec = spec.resolved().with_artifacts({one.name: one.uri for one in needed})
     return Run(
         name=metadata.name,
         namespace=metadata.namespace,
@@ -49,6 +46,7 @@ def frozen_run(
         spec=spec,
         trainer_image=settings.trainer_image,
         mounts=mounts(spec),
+        digests={one.uri: one.digest for one in needed if one.digest},
         downloads=settings.downloads,
     )
 

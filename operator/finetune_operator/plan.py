@@ -555,7 +555,7 @@ def _creations(seen: Situation, verdict: Verdict) -> tuple[tuple[Object, ...], a
 
 def _frozen(seen: Situation) -> tuple[Object, api.PinnedRun]:
     """The run file as it would be frozen now, and what is pinned of it."""
-    run = objects.frozen_run(seen.observed.metadata, seen.spec, seen.settings, _artifacts(seen))
+    run = objects.frozen_run(seen.observed.metadata, seen.spec, seen.settings, dependencies(seen.observed))
     config_map = objects.run_config_map(seen.observed.metadata, run)
     return config_map, api.PinnedRun(digest=digest(objects.run_text(config_map)), image=run.trainer_image)
 

@@ -30,8 +30,11 @@ from finetune_trainer.composition import Composer, Part
 from finetune_trainer.failures import Failure
 from finetune_trainer.memory import PlannedModel, Shape
 from finetune_trainer.objectives.sft import SftTrainer
+from finetune_trainer.prepare import prepare
 from finetune_trainer.publish import publish
 from finetune_trainer.report import Progress
+from finetune_trainer.state import sha256
+from finetune_trainer.workspace import Workspace
 from tolerance import PASS, WEIGHT, InDouble, assert_close, doubled
 from training import STEPS, Pair, Prepared, StopAfter, prepared
 
@@ -203,6 +206,22 @@ def test_another_start_on_the_same_workspace_is_another_run(adapters: list[Publi
     content["start"]["digest"] = "0" * 64
     page.write_text(json.dumps(content))
     assert run.stage().identity.recipe != first.recipe
+
+
+def test_an_adapter_that_was_replaced_since_it_was_pinned_is_refused(adapters: list[Published], tmp_path: Path) -> None:
+    """What a named job had published when it was first seen complete is what the run starts from, or it starts not."""
+    run = started(tmp_path, adapters[0]).run
+    manifest = adapters[0].folder / "manifest.json"
+    true = f"sha256:{sha256(manifest)}"
+    for number, digest in enumerate((true, "sha256:another")):
+        pinned = run.model_copy(update={"digests": {f"file://{adapters[0].folder}": digest}})
+        workspace = Workspace(tmp_path / f"again-{number}")
+        workspace.root.mkdir()
+        if digest == true:
+            prepare(pinned, workspace, Progress("prepare"))
+        else:
+            with pytest.raises(Failure, match="was replaced since"):
+                prepare(pinned, workspace, Progress("prepare"))
 
 
 @pytest.mark.parametrize("ours", COMBINATIONS)

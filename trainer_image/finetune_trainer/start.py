@@ -130,9 +130,23 @@ def _opened(run: Run, wished: StartFrom, workspace: Workspace) -> tuple[list[Sto
             folder, commit = _fetched(run, source, place, workspace.downloads / f"adapter-{index}")
         elif not folder.exists():
             raise Failure(Reason.INPUT_UNAVAILABLE, f"{place}.uri: {source.uri} does not exist{beside(folder)}")
+        elif source.uri in run.digests:
+            _check_published(folder, f"{place}.uri: {source.uri}", run.digests[source.uri])
         adapters.append(StoredAdapter(folder, place, source.uri))
         revisions.append(commit or f"sha256:{sha256(folder / WEIGHTS)}")
     return adapters, revisions
+
+
+def _check_published(folder: Path, what: str, digest: str) -> None:
+    """The adapter is still what the named job had published: its manifest by digest, its files by the manifest."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file() or f"sha256:{sha256(manifest)}" != digest:
+        why = f"is not what that job had published ({digest}): it was replaced since"
+        raise Failure(Reason.INPUT_UNAVAILABLE, f"{what} {why}; restore it, or name it anew in a new job")
+    files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    for name in (CONFIG, WEIGHTS):
+        if sha256(folder / name) != files[name]["sha256"]:
+            raise Failure(Reason.INPUT_UNAVAILABLE, f"{what}: {name} is not the file that its manifest.json lists")
 
 
 def _fetched(run: Run, source: AdapterSource, place: str, folder: Path) -> tuple[Path, str]:
