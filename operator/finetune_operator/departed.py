@@ -14,6 +14,8 @@ from finetune_operator.facts import Pod, StageJob, timestamp
 
 Object = dict[str, Any]
 
+JOBS = 2000
+"""FineTuneJobs of which something is kept; the one that was heard of first gives way."""
 KEPT = 16
 """Of one FineTuneJob: more pods than end between two looks at it."""
 
@@ -33,6 +35,8 @@ class Departed:
         except KeyError:  # it wears our label, and is not ours
             return
         self._seen.setdefault(uid, deque(maxlen=KEPT)).append(last)
+        if len(self._seen) > JOBS:
+            del self._seen[next(iter(self._seen))]
 
     def forget(self, uid: str) -> None:
         """The FineTuneJob has ended, or is gone."""

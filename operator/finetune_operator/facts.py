@@ -20,6 +20,7 @@ from finetune_api.status import Artifact, FineTuneJobStatus
 
 Object = dict[str, Any]
 StageName = Literal["prepare", "train", "publish"]
+SCHEDULING_SECONDS = 15
 STAGES: tuple[StageName, ...] = ("prepare", "train", "publish")
 
 
@@ -362,10 +363,11 @@ def _progress_port(body: Object) -> int:
     return next((port["containerPort"] for port in ports if port.get("name") == labels.PROGRESS_PORT_NAME), 0)
 
 
-def is_mute(body: Object) -> bool:
-    """Whether a pod has a node, or nobody says why it has none, and does not start: Events may tell why."""
+def is_mute(body: Object, now: datetime) -> bool:
+    """Whether a pod does not start and no status tells why: it has a node, or it is older than a scheduler takes."""
     seen = pod(body)
-    return not (seen.is_over or seen.has_started or seen.refused_since)
+    is_waiting = not (seen.is_over or seen.has_started or seen.refused_since)
+    return is_waiting and (seen.is_scheduled or seconds_between(seen.created_at, timestamp(now)) > SCHEDULING_SECONDS)
 
 
 def _termination(state: Object) -> Termination:

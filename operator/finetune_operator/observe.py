@@ -8,6 +8,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -179,7 +180,7 @@ async def _job(cluster: Cluster, body: Object) -> facts.StageJob:
 
 async def _pod(cluster: Cluster, body: Object) -> Pod:
     """A pod; one that does not start is asked for its Events: of much that keeps it nobody tells elsewhere."""
-    if not facts.is_mute(body):
+    if not facts.is_mute(body, datetime.now(UTC)):
         return facts.pod(body)
     return facts.pod(body, await _complaints(cluster, body, "type=Warning"))
 

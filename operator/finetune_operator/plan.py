@@ -518,7 +518,7 @@ def _is_replaced(seen: Situation, job: StageJob, verdict: Verdict) -> bool:
     if not pod.is_over:
         return False
     was_told = bool(pod.disruption or pod.is_deleting or pod.gone_at)
-    return bool(job.failure) or has_drifted or (was_told and not _queue(seen))
+    return bool(job.failure) or has_drifted or (was_told and not job.is_suspended and not _queue(seen))
 
 
 def _queue(seen: Situation) -> str | None:

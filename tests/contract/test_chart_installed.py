@@ -235,6 +235,32 @@ def test_the_policy_fits_the_schema(installed: ControlPlane) -> None:
     assert json.loads(installed.kubectl(*policy))["status"]["typeChecking"] == {}
 
 
+def test_the_operator_deletes_no_claim_but_workspaces(installed: ControlPlane) -> None:
+    """Its role cannot say which claims; the policy can."""
+    uid = "0a1b2c3d-0000-4000-8000-000000000000"
+    claims = {
+        "models": {},
+        "bot-0a1b2-workspace": {"finetune.dev/job-uid": uid},
+        "forged": {"finetune.dev/job-uid": uid},
+    }
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    for name, found in claims.items():
+        body = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "spec": spec}
+        metadata = {"name": name, "namespace": "team-a", "labels": found}
+        installed.kubectl("apply", "-f", "-", document=json.dumps({**body, "metadata": metadata}))
+    who = ("--as", "system:serviceaccount:finetune:ft-finetune-operator", "-n", "team-a")
+
+    def answer(name: str) -> str:
+        try:
+            return installed.kubectl("delete", "pvc", name, "--dry-run=server", *who)
+        except ClusterError as problem:
+            return str(problem)
+
+    installed.wait_for("the policy", lambda: "changes no claim but" in answer("models"))
+    assert "changes no claim but the workspaces" in answer("forged")
+    assert "deleted" in answer("bot-0a1b2-workspace")
+
+
 def test_the_service_account_may_do_what_its_role_says_and_no_more(installed: ControlPlane) -> None:
     """Asked of the API server: every verb of the table in its namespaces, and nothing that an attacker would like."""
     allowed = [(verb, group, resource, "team-a") for (group, resource), verbs in JOB_VERBS.items() for verb in verbs]
@@ -316,9 +342,10 @@ def test_those_rights_suffice_and_each_is_used(installed: ControlPlane, audit_lo
 
 
 def live(job: Job) -> None:
-    """From trouble through suspension to success and deletion, so that the operator needs everything that it may do."""
+    """From trouble through suspension, failure and return to success and deletion, so that the operator needs everything
+    that it may do."""
     model, data = {"uri": "pvc://models/base"}, {"train": [{"uri": "configmap://data/train.jsonl"}]}
-    spec = {"model": model, "dataset": data, "output": {"uri": "pvc://out/a"}, "ttlSecondsAfterFinished": 2}
+    spec = {"model": model, "dataset": data, "output": {"uri": "pvc://out/a"}, "ttlSecondsAfterFinished": 5}
     body = {"apiVersion": labels.API_VERSION, "kind": labels.KIND, "metadata": {"name": job.name}, "spec": spec}
     job.api.create(JOBS.format(job.namespace), body)
     pod = job.new_pod("prepare")
@@ -334,6 +361,11 @@ def live(job: Job) -> None:
     job.wait_phase("Suspended")
     job.edit(suspend=False)
     job.run_stage("train")
+    pod = job.new_pod("publish")
+    pod.start()
+    pod.end(77)
+    job.wait_phase("Failed")
+    job.edit(restarts=1)
     job.run_stage("publish", artifact={"uri": "pvc://out/a", "digest": "sha256:abc"})
     eventually(lambda: job.api.get(job.path) is None, "the job is deleted after its time")
 
