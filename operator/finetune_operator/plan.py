@@ -223,7 +223,8 @@ def _published(seen: Situation) -> Verdict | None:
         if any(_seconds_held(pod, seen) > 0 for pod in observed.living):
             return None
         return Verdict(Phase.SUCCEEDED, Reason.SUCCEEDED, f"published at {reached.artifact.uri}", is_progressing=False)
-    if any(ending(pod) is not None for pod in observed.tries("publish")):
+    endings = (ending(pod) for pod in observed.tries("publish"))
+    if any(end is not None and end.reason is Reason.SUCCEEDED for end in endings):
         return _failed(Reason.ARTIFACT_INVALID, "publish ended without naming a digest")
     # Its pod is gone, and its report with it: publish again, it only has to verify.
     message = with_next_step(Reason.RETRYING, "publish's report is lost")

@@ -342,7 +342,7 @@ def test_those_rights_suffice_and_each_is_used(installed: ControlPlane, audit_lo
 
 
 def live(job: Job) -> None:
-    """From trouble through suspension, failure and return to success and deletion, so that the operator needs everything
+    """From trouble through suspension, failure and return to success and deletion, so that the operator needs all
     that it may do."""
     model, data = {"uri": "pvc://models/base"}, {"train": [{"uri": "configmap://data/train.jsonl"}]}
     spec = {"model": model, "dataset": data, "output": {"uri": "pvc://out/a"}, "ttlSecondsAfterFinished": 5}

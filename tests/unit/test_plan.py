@@ -199,6 +199,15 @@ def test_the_deadline_adds_up_attempts() -> None:
     assert [job.stage for job in failed.delete] == ["train"]
 
 
+def test_a_publish_whose_report_is_lost_runs_again_whatever_failed_before_it() -> None:
+    """A first try that failed says nothing about the digest of the second, whose pod is gone."""
+    jobs = [stage_job("prepare", is_complete=True), stage_job("train", is_complete=True)]
+    decided = decide(observed(*jobs, stage_job("publish", is_complete=True), ended("publish", 73)))
+    assert [job.stage for job in decided.delete] == ["publish"]
+    assert decided.status is not None
+    assert reason(decided.status) == Reason.RETRYING
+
+
 def test_the_time_to_live_counts_from_the_end() -> None:
     """Before it the job is looked at again in time, after it the job goes; nothing else happens to a finished job."""
     publish = [stage_job("publish", is_complete=True), ended("publish", 0, message=ARTIFACT)]
