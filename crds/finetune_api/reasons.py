@@ -109,8 +109,8 @@ NEXT_STEP: dict[Reason, str] = {
     Reason.PREEMPTED: "Nothing to do: the run resumes from its last checkpoint.",
     Reason.UNSCHEDULABLE: "Lower spec.resources.cpu or memory, change spec.scheduling, or add a node that fits.",
     Reason.VOLUME_ZONE_CONFLICT: (
-        "A bound volume stays where it is: change spec.scheduling to its zone, add a node there, or apply the job under "
-        "a new name with all stages in one zone."
+        "A bound volume stays where it is: change spec.scheduling to its zone, add a node there, or apply the job "
+        "under a new name with all stages in one zone."
     ),
     Reason.POD_NOT_STARTING: "Mend what the message names, or keep the job off that node by spec.scheduling.",
     Reason.NODE_LOST: "If the node is gone for good, delete it, or taint it out-of-service; then the run goes on.",
@@ -142,7 +142,8 @@ NEXT_STEP: dict[Reason, str] = {
     Reason.DATASET_UNAVAILABLE: "Check dataset URI, path and access, then raise spec.restarts.",
     Reason.MODEL_UNAVAILABLE: "Check spec.model.uri, its revision and access, then raise spec.restarts.",
     Reason.MODEL_INVALID: (
-        "Put config.json, a tokenizer and *.safetensors there and raise spec.restarts, or apply a job with another model."
+        "Put config.json, a tokenizer and *.safetensors there and raise spec.restarts, or apply a job with another "
+        "model."
     ),
     Reason.INPUT_UNAVAILABLE: "Check the URIs that the job names, then raise spec.restarts.",
     Reason.CHECKPOINT_MISMATCH: "The workspace holds another run: apply the job under a new name.",

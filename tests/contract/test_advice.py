@@ -23,7 +23,7 @@ from integration.kubelet import JOBS, Api
 
 PAGE = Path(__file__).parents[2] / "docs/troubleshooting.md"
 STANZAS = {field.alias or name for name, field in FineTuneJobSpec.model_fields.items()}
-FIELD = re.compile(r"\b(?:spec\.)?((?:%s)(?:\.\w+)+)|\bspec\.(\w+)" % "|".join(STANZAS))
+FIELD = re.compile(rf"\b(?:spec\.)?((?:{'|'.join(STANZAS)})(?:\.\w+)+)|\bspec\.(\w+)")
 CLAUSE = re.compile(r"[.;:,]\s+|\s+or (?=apply\b)|\. ")
 LOOKING = re.compile(r"\b(check|look|read|names?|storage (of|behind))\b", re.IGNORECASE)
 APPLYING = re.compile(r"\bappl(y|ies)\b", re.IGNORECASE)
@@ -62,7 +62,7 @@ def test_advice_names_fields_that_may_be_edited(reason: Reason, text: str) -> No
 
 @pytest.mark.parametrize(("reason", "text"), [case for case in CASES if case.values[0] in FAILURES])
 def test_advice_about_a_failure_brings_the_job_back(reason: Reason, text: str) -> None:
-    """An edit of a job that has failed counts once a limit is raised, and not every limit helps against each failure."""
+    """An edit of a job that has failed counts once a limit is raised, and not every limit helps against every one."""
     asked = set(edits(text))
     limits = {"restarts", *({"deadlineSeconds"} if reason is Reason.DEADLINE_EXCEEDED else ())}
     limits |= {"retry.limit"} if reason not in NOT_BY_TRIES else set()
