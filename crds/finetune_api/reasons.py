@@ -109,19 +109,21 @@ NEXT_STEP: dict[Reason, str] = {
     Reason.PREEMPTED: "Nothing to do: the run resumes from its last checkpoint.",
     Reason.UNSCHEDULABLE: "Lower spec.resources.cpu or memory, change spec.scheduling, or add a node that fits.",
     Reason.VOLUME_ZONE_CONFLICT: (
-        "Bind all stages to one zone by spec.scheduling.nodeSelector before the volume is bound; a bound volume stays "
-        "where it is: change spec.scheduling to that zone, or apply the job under a new name."
+        "A bound volume stays where it is: change spec.scheduling to its zone, add a node there, or apply the job "
+        "under a new name with all stages in one zone."
     ),
     Reason.POD_NOT_STARTING: "Mend what the message names, or keep the job off that node by spec.scheduling.",
     Reason.NODE_LOST: "If the node is gone for good, delete it, or taint it out-of-service; then the run goes on.",
-    Reason.POLICY_DENIED: "Ask who runs that policy; the job goes on by itself when it is admitted.",
+    Reason.POLICY_DENIED: (
+        "Meet that policy by spec.podTemplate, or ask who runs it; the job goes on by itself when it is admitted."
+    ),
     Reason.QUOTA_EXCEEDED: "Delete what is no longer needed in the namespace, or have its quota raised.",
     Reason.JOB_QUOTA_EXCEEDED: "Delete finished Jobs in the namespace, or have its quota of objects raised.",
     Reason.LIMIT_RANGE: "Lower spec.resources.cpu or memory, or have the namespace's LimitRange changed.",
     Reason.OPERATOR_FORBIDDEN: "Upgrade the operator's chart: its Role lacks a right that this operator needs.",
     Reason.SERVER_UNAVAILABLE: "The API server, or a webhook that it asks, fails; the job goes on when it is back.",
     Reason.DEFINITION_OUTDATED: "Apply the CustomResourceDefinition of this release of the operator.",
-    Reason.UNREADABLE: "It was written for another release: run the operator of that release, or correct the field.",
+    Reason.UNREADABLE: "Run the operator of the release that it was written for, or apply the job under a new name.",
     Reason.RUN_CHANGED: "Nothing is started with it: apply the job under a new name, and see who may write ConfigMaps.",
     Reason.WORKSPACE_LOST: "Restore the claim, or apply the job under a new name.",
     Reason.CONTAINER_LEFT_RUNNING: "The pod is ended soon; have that container end with the trainer, or not injected.",
@@ -132,18 +134,21 @@ NEXT_STEP: dict[Reason, str] = {
     Reason.NO_REPORTS: "The trainer does not answer: look at `finetune logs`.",
     Reason.STALLED: "The step count stands still: look at `finetune logs`; raising spec.restarts starts a new attempt.",
     Reason.RETRYING: "Nothing to do: the stage is tried again.",
-    Reason.EVICTED: "Raise the ephemeral storage in spec.podTemplate, or spec.resources.memory; it counts as a try.",
-    Reason.BAD_SPEC: "Correct the field and apply the job under a new name, or delete and apply it again.",
+    Reason.EVICTED: "Raise spec.podTemplate.ephemeralStorage or spec.resources.memory; it counts as a try.",
+    Reason.BAD_SPEC: "Apply the job with that field corrected under a new name, or delete it and apply it again.",
     Reason.DEPENDENCY_FAILED: "Apply that job again under a new name and name it here, in a new job.",
     Reason.NAME_CONFLICT: "Delete or rename the object in the way: it belongs to somebody else.",
     Reason.DATASET_INVALID: "Correct the records and raise spec.restarts; for other fields apply it under a new name.",
     Reason.DATASET_UNAVAILABLE: "Check dataset URI, path and access, then raise spec.restarts.",
     Reason.MODEL_UNAVAILABLE: "Check spec.model.uri, its revision and access, then raise spec.restarts.",
-    Reason.MODEL_INVALID: "Point spec.model.uri at a folder with config.json, a tokenizer and *.safetensors.",
+    Reason.MODEL_INVALID: (
+        "Put config.json, a tokenizer and *.safetensors there and raise spec.restarts, or apply a job with another "
+        "model."
+    ),
     Reason.INPUT_UNAVAILABLE: "Check the URIs that the job names, then raise spec.restarts.",
-    Reason.CHECKPOINT_MISMATCH: "The workspace holds another run: use a new workspace or delete its checkpoints.",
+    Reason.CHECKPOINT_MISMATCH: "The workspace holds another run: apply the job under a new name.",
     Reason.ACCESS_DENIED: "Put a valid `token` into the Secret that auth.secretName names, then raise spec.restarts.",
-    Reason.UNSUPPORTED: "Choose a model, objective or method that the message offers.",
+    Reason.UNSUPPORTED: "Apply a job with a model, objective or method that the message offers.",
     Reason.GPU_UNAVAILABLE: "Check the node's driver and device plugin, then raise spec.restarts.",
     Reason.OUT_OF_MEMORY: (
         "Raise spec.resources.memory and spec.restarts, or apply a job with a lower training.microBatchSize."
@@ -159,7 +164,7 @@ NEXT_STEP: dict[Reason, str] = {
     Reason.ARTIFACT_INVALID: (
         "What was read back differs from what was written: mend the storage of output.uri, then raise spec.restarts."
     ),
-    Reason.RETRY_LIMIT_EXCEEDED: "Read the reasons in status.attempts; raise spec.retry.limit if they were transient.",
+    Reason.RETRY_LIMIT_EXCEEDED: "Read the reasons in status.attempts; once their cause is gone, raise spec.restarts.",
     Reason.INTERNAL_ERROR: "This is a defect of the trainer or operator: please report it with `finetune logs`.",
 }
 """What a person can do, for each reason that asks for something."""

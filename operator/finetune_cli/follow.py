@@ -1,11 +1,11 @@
-"""The verbs that look at a cluster: watch, logs and describe.
+"""The verbs that ask a cluster: watch, logs, describe and restart.
 
-It decides how often to ask, what has changed, and when there is nothing more to see. Cluster, clock and waiting come
-from outside.
+It decides what has changed, how much failure is borne, and when there is nothing more to see. Cluster, clock and
+waiting come from outside.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -15,16 +15,16 @@ from rich.live import Live
 from rich.text import Text
 
 from finetune_api import labels
-from finetune_api.job import FineTuneJob
 from finetune_api.reasons import Phase
 from finetune_api.text import printable_lines
 from finetune_cli import listing, report
 from finetune_cli.cluster import ClusterError, Jobs, NotFoundError, Object
+from finetune_cli.stored import StoredJob, stored_job
 from finetune_cli.terminal import can_redraw, err, out, plain
 
-POLL_SECONDS = 1.0
+WAIT_SECONDS = 1.0
 TIRED = 30
-"""Polls in a row that may fail (an API server restarts) before watching ends."""
+"""Connections in a row that may fail (an API server restarts) before watching ends."""
 
 
 @dataclass
@@ -34,17 +34,20 @@ class Follower:
     cluster: Jobs
     namespace: str | None
     console: Console = field(default_factory=lambda: out)
-    wait: Callable[[], None] = lambda: time.sleep(POLL_SECONDS)
+    wait: Callable[[], None] = lambda: time.sleep(WAIT_SECONDS)
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     @property
     def scope(self) -> str:
         return self.namespace or self.cluster.namespace
 
-    def job(self, name: str) -> FineTuneJob:
+    def job(self, name: str) -> StoredJob:
         """The job, or NotFoundError with the names of similar ones."""
+        return stored_job(self._body(name))
+
+    def _body(self, name: str) -> Object:
         try:
-            return report.parsed(self.cluster.job(self.scope, name))
+            return self.cluster.job(self.scope, name)
         except NotFoundError:
             names = [str(body["metadata"]["name"]) for body in self.cluster.jobs(self.scope)]
             raise NotFoundError(_no_job(name, self.scope, names)) from None
@@ -59,23 +62,38 @@ class Follower:
             self.job(name)
         return self._on_terminal(name) if can_redraw(self.console) else self._in_lines(name)
 
-    def _jobs(self, name: str | None) -> list[FineTuneJob]:
-        if name is not None:
-            return [report.parsed(self.cluster.job(self.scope, name))]
-        return [report.parsed(body) for body in self.cluster.jobs(self.namespace)]
+    def _states(self, name: str | None) -> Iterator[list[StoredJob]]:
+        """The jobs, and again after each change. Bears failures of a cluster that was there before."""
+        failures, has_answered = 0, False
+        while True:
+            try:
+                for bodies in self.cluster.changes(self.scope if name else self.namespace, name):
+                    failures, has_answered = 0, True
+                    if name is not None and not bodies:
+                        raise NotFoundError(f"the FineTuneJob {name} was deleted")
+                    yield [stored_job(body) for body in bodies]
+            except NotFoundError:
+                raise
+            except ClusterError:
+                failures += 1
+                if failures >= TIRED or not has_answered:
+                    raise
+            self.wait()
 
     def _on_terminal(self, name: str | None) -> int:
-        with Live(console=self.console, refresh_per_second=4) as live:
-            patience = Patience()
-            while True:
-                jobs = patience.ask(lambda: self._jobs(name))
-                if jobs is not None:
-                    live.update(self._view(jobs, name))
-                    if name is not None and has_ended(jobs[0]):
-                        return ending(jobs[0])
-                self.wait()
+        jobs: list[StoredJob] | None = None
 
-    def _view(self, jobs: list[FineTuneJob], name: str | None) -> Group:
+        def view() -> Group:  # asked for again and again: the time that passes is shown too
+            return Group() if jobs is None else self._view(jobs, name)
+
+        with Live(console=self.console, refresh_per_second=2, get_renderable=view) as live:
+            for jobs in self._states(name):
+                if name is not None and jobs[0].has_ended:
+                    live.refresh()
+                    break
+        return ending(jobs[0]) if jobs else 1
+
+    def _view(self, jobs: list[StoredJob], name: str | None) -> Group:
         now = self.now()
         if not jobs:
             return Group(plain(f"no FineTuneJobs in {self.namespace or 'any namespace'} yet", "dim"))
@@ -88,41 +106,60 @@ class Follower:
         return Group(found, Text(), *parts, *([failed] if failed is not None else []))
 
     def _in_lines(self, name: str | None) -> int:
-        patience, shown = Patience(), dict[str, str]()
-        while True:
-            jobs = patience.ask(lambda: self._jobs(name))
-            for job in jobs or []:
+        shown = dict[str, str]()
+        for jobs in self._states(name):
+            for job in jobs:
                 key, news = f"{job.metadata.namespace}/{job.metadata.name}", listing.news(job)
                 if shown.get(key) != news:
                     self.console.print(listing.line(job), markup=False)
                     shown[key] = news
-            if jobs and name is not None and has_ended(jobs[0]):
+            if name is not None and jobs[0].has_ended:
                 failed = report.failure(jobs[0].status)
                 if failed is not None:
                     self.console.print(failed)
                 return ending(jobs[0])
-            self.wait()
+        return 1
+
+    def restart(self, name: str) -> int:
+        """Raise spec.restarts by one, and say what follows from it."""
+        stored = self._body(name)
+        restarts = int(stored["spec"].get("restarts") or 0) + 1
+        version = {"resourceVersion": stored["metadata"]["resourceVersion"]}  # nobody else has raised it meanwhile
+        changed = self.cluster.patch(self.scope, name, {"metadata": version, "spec": {"restarts": restarts}})
+        if changed["spec"].get("restarts") != restarts:
+            raise ClusterError("the cluster's definition of FineTuneJob has no spec.restarts: upgrade the CRD")
+        self.console.print(report.restarting(stored_job(stored)), markup=False)
+        return 0
 
     def logs(self, name: str, stage: str | None, follow: bool) -> int:
-        """Print the log of a job's newest pod, or of one stage's; with `follow`, wait for it and go on to the next."""
-        told, seen = False, set[str]()
+        """Print the log of the newest pod that has started, of all stages or of one. With `follow` wait for it, and go
+        on to those that come after it, until the job ends."""
+        told, last = False, ""
         while True:
             job = self.job(name)
-            pod = newest_pod(self.cluster.pods(self.scope, _selector(job, stage)))
-            if pod is not None and has_started(pod) and pod["metadata"]["name"] not in seen:
-                seen.add(pod["metadata"]["name"])
-                for line in self.cluster.log(self.scope, pod["metadata"]["name"], follow):
-                    self.console.print(printable_lines(line), markup=False, highlight=False)
-            elif not follow or has_ended(job):
-                return self._no_pod(job, stage, bool(seen))
-            elif not told and not seen:
+            pod = newest_started(self.cluster.pods(self.scope, _selector(job, stage)))
+            if pod is not None and _age_key(pod) > last:
+                last = _age_key(pod)
+                self._print_log(pod, follow)
+            elif not follow or job.has_ended:
+                return self._no_pod(job, stage, bool(last))
+            elif not told and not last:
                 told = True
                 err.print(plain(f"waiting for a pod of {name} to start …", "dim"))
-            if not follow and seen:
+            if not follow and last:
                 return 0
             self.wait()
 
-    def _no_pod(self, job: FineTuneJob, stage: str | None, printed: bool) -> int:
+    def _print_log(self, pod: Object, follow: bool) -> None:
+        try:
+            for line in self.cluster.log(self.scope, pod["metadata"]["name"], follow):
+                self.console.print(printable_lines(line), markup=False, highlight=False)
+        except NotFoundError:
+            if not follow:
+                raise
+            err.print(plain(f"the pod {pod['metadata']['name']} is gone", "dim"))
+
+    def _no_pod(self, job: StoredJob, stage: str | None, printed: bool) -> int:
         if printed:
             return 0
         which = f"stage {stage} of " if stage else ""
@@ -131,47 +168,28 @@ class Follower:
         return 1
 
 
-@dataclass
-class Patience:
-    """Bears failures of a cluster that was there before."""
-
-    failures: int = 0
-
-    def ask(self, question: Callable[[], list[FineTuneJob]]) -> list[FineTuneJob] | None:
-        """The answer; None when it could not be had this time. A job that is gone, or too many failures, are raised."""
-        try:
-            answer = question()
-        except NotFoundError:
-            raise
-        except ClusterError:
-            self.failures += 1
-            if self.failures >= TIRED:
-                raise
-            return None
-        self.failures = 0
-        return answer
-
-
-def has_ended(job: FineTuneJob) -> bool:
-    return job.status.phase in (Phase.SUCCEEDED, Phase.FAILED)
-
-
-def ending(job: FineTuneJob) -> int:
+def ending(job: StoredJob) -> int:
     """The exit code of a job that has ended."""
     return 0 if job.status.phase == Phase.SUCCEEDED else 1
 
 
-def newest_pod(pods: list[Object]) -> Object | None:
-    return max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
+def newest_started(pods: list[Object]) -> Object | None:
+    """The newest pod that has a log: its trainer runs or has run."""
+    return max((pod for pod in pods if _has_started(pod)), key=_age_key, default=None)
 
 
-def has_started(pod: Object) -> bool:
-    """Whether there is a log: its trainer runs or has run."""
-    states = [status.get("state", {}) for status in pod.get("status", {}).get("containerStatuses", [])]
+def _age_key(pod: Object) -> str:
+    """Grows with each pod of a job: they come one after the other."""
+    return f"{pod['metadata']['creationTimestamp']} {pod['metadata']['name']}"
+
+
+def _has_started(pod: Object) -> bool:
+    states = [status.get("state", {}) for status in pod.get("status", {}).get("containerStatuses", [])
+              if status["name"] == labels.CONTAINER]  # fmt: skip
     return any("running" in state or "terminated" in state for state in states)
 
 
-def _selector(job: FineTuneJob, stage: str | None) -> str:
+def _selector(job: StoredJob, stage: str | None) -> str:
     parts = {labels.JOB_LABEL: job.metadata.name, labels.JOB_UID_LABEL: job.metadata.uid}
     if stage:
         parts[labels.STAGE_LABEL] = stage

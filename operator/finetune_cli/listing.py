@@ -1,32 +1,31 @@
 """`finetune watch`: the table of jobs. Pure: from objects of the API server to what rich can print."""
 
+from dataclasses import replace
 from datetime import datetime
 
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from finetune_api.job import FineTuneJob
-from finetune_api.reasons import Phase
 from finetune_api.text import printable
 from finetune_cli import figures
-from finetune_cli.report import age_seconds, phase, progress_line
+from finetune_cli.report import age_seconds, phase, progress_line, trouble
+from finetune_cli.stored import StoredJob
 from finetune_cli.terminal import plain
 
 BAR_WIDTH = 20
-ENDED = (Phase.SUCCEEDED, Phase.FAILED)
 
 
-def table(jobs: list[FineTuneJob], now: datetime, all_namespaces: bool = False) -> Table:
+def table(jobs: list[StoredJob], now: datetime, all_namespaces: bool = False) -> Table:
     """One line a job: running ones first, then by name."""
     names = ("name", "phase", "progress", "", "loss", "tokens/s", "left", "age")
     found = Table(*(("namespace",) if all_namespaces else ()), *names, box=None, pad_edge=False, header_style="bold")
-    for job in sorted(jobs, key=lambda each: (each.status.phase in ENDED, each.metadata.namespace, each.metadata.name)):
+    for job in sorted(jobs, key=lambda each: (each.has_ended, each.metadata.namespace, each.metadata.name)):
         progress = job.status.progress
         percent = progress.percent if progress is not None else None
         cells = [
             plain(job.metadata.name, "bold"),
-            phase(job.status.phase),
+            phase(job.status.phase, trouble(job.status)),
             Text("") if percent is None else ProgressBar(total=100, completed=percent, width=BAR_WIDTH),
             figures.MISSING if percent is None else f"{percent} %",
             figures.loss(progress.loss if progress else None),
@@ -38,18 +37,18 @@ def table(jobs: list[FineTuneJob], now: datetime, all_namespaces: bool = False) 
     return found
 
 
-def line(job: FineTuneJob) -> str:
+def line(job: StoredJob) -> str:
     """The same for one job, without a terminal: `bot: Training, train, 12/120 (10 %), loss 2.314`."""
     progress = job.status.progress
-    details = progress_line(progress) if progress is not None and job.status.phase not in ENDED else ""
-    told = ", ".join(part for part in (f"{job.metadata.name}: {job.status.phase or 'Unseen'}", details) if part)
-    return printable(told)
+    details = progress_line(progress) if progress is not None and not job.has_ended else ""
+    parts = (f"{job.metadata.name}: {job.status.phase or 'Unseen'}", trouble(job.status), details)
+    return printable(", ".join(part for part in parts if part))
 
 
-def news(job: FineTuneJob) -> str:
+def news(job: StoredJob) -> str:
     """The part of `line` that is worth a line of its own when it changes: all but the time left, which always does."""
     progress = job.status.progress
     if progress is None:
         return line(job)
     timeless = job.status.model_copy(update={"progress": progress.model_copy(update={"eta_seconds": None})})
-    return line(job.model_copy(update={"status": timeless}))
+    return line(replace(job, status=timeless))

@@ -153,6 +153,13 @@ def describe(
 app.command(name="status", hidden=True)(describe)
 
 
+@app.command()
+def restart(name: JobName, namespace: Namespace = None, kubeconfig: Kubeconfig = None, context: Context = None) -> None:
+    """Try again, by raising spec.restarts: a failed job goes on from its last checkpoint, a running one starts a new
+    attempt. A job that has succeeded is not run again."""
+    _look(kubeconfig, context, namespace, lambda follower: follower.restart(name))
+
+
 def _look(
     kubeconfig: str | None,
     context: str | None,

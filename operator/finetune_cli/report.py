@@ -5,63 +5,77 @@ Pure: from the object that the API server holds to what rich can print.
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetune_api.job import FineTuneJob
-from finetune_api.reasons import ConditionType, Phase
+from finetune_api import labels
+from finetune_api.reasons import NEXT_STEP, ConditionType, Phase
+from finetune_api.spec import Resources
 from finetune_api.status import Attempt, Condition, FineTuneJobStatus, Progress
 from finetune_cli import figures, summary
-from finetune_cli.cluster import ClusterError
+from finetune_cli.stored import StoredJob
 from finetune_cli.terminal import plain, plain_lines
+from finetune_operator.objects import workspace_name
 
 COLOURS = {Phase.SUCCEEDED: "green", Phase.FAILED: "red", Phase.SUSPENDED: "yellow", Phase.WAITING: "yellow"}
 
-
-def parsed(body: dict[str, Any]) -> FineTuneJob:
-    """The object as the contract knows it; raises ClusterError for one that another version of it wrote."""
-    try:
-        return FineTuneJob.model_validate(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ClusterError(
-            f"{body['metadata']['name']}: cannot read {field}: upgrade this command or the CRD"
-        ) from None
+REPEATED = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED)
+"""Conditions for tools that know kstatus: they say again what the others say."""
 
 
-def description(job: FineTuneJob, now: datetime) -> Group:
+def description(job: StoredJob, now: datetime) -> Group:
     """Everything about `job`; `now` dates it."""
     return Group(*_parts(job, now))
 
 
-def _parts(job: FineTuneJob, now: datetime) -> Iterator[RenderableType]:
+def _parts(job: StoredJob, now: datetime) -> Iterator[RenderableType]:
     status = job.status
     yield Text.assemble(plain(job.metadata.name, "bold"), plain(f" in {job.metadata.namespace}  "), phase(status.phase))
     yield _facts(job, now)
-    failed = failure(status)
-    if failed is not None:
-        yield failed
+    said = failure(status) or hindrance(status)
+    if said is not None:
+        yield said
     if status.evaluation is not None:
         yield Text()
         yield summary.results(status.evaluation)
         yield from (summary.answers(sample) for sample in status.evaluation.samples[:1])
-    if status.attempts:
+    listed = [("train", one) for one in status.attempts]
+    if status.stage is not None and status.stage.name != "train":
+        listed += [(status.stage.name, one) for one in status.stage.attempts]
+    if listed:
         yield Text()
-        yield attempts(status.attempts)
-    if status.conditions:
+        yield attempts(listed)
+    shown = [one for one in status.conditions if one.type not in REPEATED]
+    if shown:
         yield Text()
-        yield conditions(status.conditions, now)
+        yield conditions(shown, now)
 
 
-def phase(name: str | None) -> Text:
-    """The phase in its colour; a job that no operator has seen has none."""
+def phase(name: str | None, trouble: str = "") -> Text:
+    """The phase in its colour, and what is wrong; a job that no operator has seen has none."""
     known = next((known for known in Phase if known == name), None)
-    return plain(name or "not seen by an operator yet", COLOURS.get(known, "cyan") if known else "yellow")
+    words = ", ".join(part for part in (name or "not seen by an operator yet", trouble) if part)
+    return plain(words, COLOURS.get(known, "cyan") if known else "yellow")
+
+
+def _progressing(status: FineTuneJobStatus) -> Condition | None:
+    return next((one for one in status.conditions if one.type == ConditionType.PROGRESSING), None)
+
+
+def trouble(status: FineTuneJobStatus) -> str:
+    """The reason why a job does not go on as it should; empty if it does."""
+    progressing = _progressing(status)
+    return progressing.reason if progressing is not None and progressing.reason in set(NEXT_STEP) else ""
+
+
+def hindrance(status: FineTuneJobStatus) -> Text | None:
+    """What keeps a job that has not ended, and what to do; None if nothing does."""
+    progressing = _progressing(status)
+    if progressing is None or not trouble(status):
+        return None
+    return summary.failure(progressing.reason, progressing.message, progressing.reason, style="bold yellow", mark="!")
 
 
 def failure(status: FineTuneJobStatus) -> Text | None:
@@ -72,38 +86,94 @@ def failure(status: FineTuneJobStatus) -> Text | None:
     return None
 
 
-def _facts(job: FineTuneJob, now: datetime) -> Table:
+def _facts(job: StoredJob, now: datetime) -> Table:
     """What was asked for and what has become of it, a line each."""
-    spec, status = job.spec, job.status
-    sources = ", ".join(source.uri for source in spec.dataset.train)
+    status = job.status
+    artifact = status.artifact
     rows = [
-        ("model", f"{spec.model.uri}{f' @ {spec.model.revision}' if spec.model.revision else ''}"),
-        ("data", sources),
-        ("train", f"{spec.objective.kind} with {spec.method.kind}, {_hardware(job)}"),
+        *_asked(job),
         ("plan", summary.plan_line(status.plan) if status.plan else ""),
         ("records", summary.data_line(status.data) if status.data else ""),
+        ("image", f"{status.run.image}, pinned" if status.run and status.run.image else ""),
+        ("stage", _stage(job)),
         ("progress", progress_line(status.progress) if status.progress else ""),
         ("usage", _usage(status)),
+        ("workspace", _workspace(job)),
         ("age", figures.duration(age_seconds(job.metadata.creation_timestamp, now))),
     ]
+    if artifact is not None:
+        rows.append(("artifact", f"{artifact.uri} ({artifact.kind}, {figures.size(artifact.size_bytes)})"))
+        rows.append(("digest", artifact.digest or figures.MISSING))
+    elif job.spec is not None:
+        rows.append(("output", job.spec.output.uri))
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows:
         if text:
             table.add_row(name, plain(text))
-    artifact = status.artifact
-    if artifact is not None:
-        table.add_row("artifact", plain(f"{artifact.uri} ({artifact.kind}, {figures.size(artifact.size_bytes)})"))
-        table.add_row("digest", plain(artifact.digest or figures.MISSING))
-    else:
-        table.add_row("output", plain(spec.output.uri))
     return table
 
 
-def _hardware(job: FineTuneJob) -> str:
-    resources = job.spec.resources
+def _asked(job: StoredJob) -> list[tuple[str, str]]:
+    spec = job.spec
+    if spec is None:
+        return [("spec", f"cannot be read ({job.problem}): another release wrote it; upgrade this command")]
+    return [
+        ("model", f"{spec.model.uri}{f' @ {spec.model.revision}' if spec.model.revision else ''}"),
+        ("data", ", ".join(source.uri for source in spec.dataset.train)),
+        ("train", f"{spec.objective.kind} with {spec.method.kind}, {_hardware(spec.resources)}"),
+    ]
+
+
+def _hardware(resources: Resources) -> str:
     return f"{resources.gpus} × {resources.gpu_resource}" if resources.gpus else f"{resources.cpu} CPU cores"
+
+
+def _stage(job: StoredJob) -> str:
+    """`train, Kubernetes Job bot-1a2b3-train-2, 1 of 4 tries failed`."""
+    stage, limits = job.status.stage, job.status.limits
+    if stage is None or job.status.phase == Phase.SUCCEEDED:
+        return ""
+    name = labels.stage_job_name(job.metadata.name, job.metadata.uid, stage.name, stage.number)
+    allowed = f" of {limits.retry_limit + 1}" if limits is not None and limits.retry_limit is not None else ""
+    tries = f", {stage.tries}{allowed} tries failed" if stage.tries else ""
+    return f"{stage.name}, Kubernetes Job {name}{tries}"
+
+
+def _workspace(job: StoredJob) -> str:
+    """Where the checkpoints are while there are any, and who deletes them."""
+    status, spec = job.status, job.spec
+    if status.run is None or spec is None:
+        return ""
+    is_success = status.phase == Phase.SUCCEEDED
+    if job.has_ended and spec.resources.workspace.is_deleted_after(is_success):
+        return ""
+    name = workspace_name(job.metadata)
+    if status.phase != Phase.FAILED:
+        return f"claim {name}"
+    return f"claim {name}, kept: `kubectl delete pvc -n {job.metadata.namespace} {name}` when it is no longer needed"
+
+
+def restarting(job: StoredJob) -> str:
+    """What happens now that its restarts were raised."""
+    name, status = job.metadata.name, job.status
+    stage, step = (status.stage.name if status.stage else "prepare"), _checkpoint_step(status)
+    place = f"from its checkpoint at step {step:,}" if step and stage == "train" else f"with stage {stage}"
+    if status.phase == Phase.FAILED:
+        said = f"goes on {place}, with all its tries"
+    elif status.phase == Phase.SUSPENDED:
+        said = "is suspended: it goes on when spec.suspend is false"
+    elif status.phase is None:
+        said = "was not seen by an operator yet"
+    else:
+        said = f"starts a new attempt of {stage}: a running pod is ended, with time for a checkpoint"
+    return f"{name} {said}. `finetune watch {name}` follows it."
+
+
+def _checkpoint_step(status: FineTuneJobStatus) -> int:
+    steps = [one.checkpoint_step for one in status.attempts]
+    return max((step for step in steps if step), default=0)
 
 
 def progress_line(progress: Progress) -> str:
@@ -132,13 +202,14 @@ def _usage(status: FineTuneJobStatus) -> str:
     return f"{figures.duration(usage.active_seconds)} training{gpu}{restarts}"
 
 
-def attempts(found: list[Attempt]) -> Table:
-    """The training pods."""
+def attempts(found: list[tuple[str, Attempt]]) -> Table:
+    """The pods that ran, each with its stage; those of prepare and publish once they have ended."""
     table = Table("attempt", "pod", "steps", "ended", box=None, pad_edge=False, header_style="bold")
-    for attempt in found:
+    for stage, attempt in found:
         steps = f"{attempt.from_step or 0:,} → {'…' if attempt.to_step is None else f'{attempt.to_step:,}'}"
         ended = attempt.reason or ("running" if attempt.finished_at is None else "ended")
-        table.add_row(str(attempt.number), plain(attempt.pod or figures.MISSING), steps, plain(ended))
+        told = steps if stage == "train" else ""
+        table.add_row(f"{stage} {attempt.number}", plain(attempt.pod or figures.MISSING), told, plain(ended))
     return table
 
 

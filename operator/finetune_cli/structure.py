@@ -27,6 +27,8 @@ class Violation:
     text: str
     blocking: bool = False
     """True: rules across fields are not evaluated before it is corrected."""
+    at: Route | None = None
+    """Where it stands in the file, if that is not the route."""
 
     @property
     def path(self) -> str:

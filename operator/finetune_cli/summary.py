@@ -92,9 +92,9 @@ def artifact_lines(artifact: Artifact) -> Table:
     return table
 
 
-def failure(headline: str, message: str, reason: Reason | str | None) -> Text:
+def failure(headline: str, message: str, reason: Reason | str | None, style: str = "bold red", mark: str = "✗") -> Text:
     """What failed, why, and what to do next."""
-    text = plain(f"✗ {headline}", "bold red")
+    text = plain(f"{mark} {headline}", style)
     if message:
         text.append("\n  ").append_text(plain_lines(message, indent="  "))
     step = next_step(reason)

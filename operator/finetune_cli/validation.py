@@ -1,7 +1,7 @@
 """`finetune validate`: what the API server would say to a FineTuneJob, without one.
 
 It joins the steps that the API server takes, in its order, and adds the line of each problem. The rules themselves come
-out of the generated schema; only what every Kubernetes object has to fulfil (kind and metadata) is said here.
+out of the generated schema; what every Kubernetes object's metadata has to fulfil stands in `metadata`.
 """
 
 from collections.abc import Iterator
@@ -13,13 +13,9 @@ from finetune_api import labels
 from finetune_api.crd import job_schema
 from finetune_api.job import FineTuneJob
 from finetune_cli.document import Document
+from finetune_cli.metadata import metadata_violations
 from finetune_cli.rules import broken_rules
 from finetune_cli.structure import Schema, Violation, defaulted, unknown_fields, violations
-
-METADATA = ("annotations", "creationTimestamp", "deletionGracePeriodSeconds", "deletionTimestamp", "finalizers",
-            "generateName", "generation", "labels", "managedFields", "name", "namespace", "ownerReferences",
-            "resourceVersion", "selfLink", "uid")  # fmt: skip
-"""Fields of metav1.ObjectMeta, which the schema leaves to Kubernetes."""
 
 NOT_ALL_CHECKED = (
     "Invalid value: null: some validation rules were not checked because the object was invalid; "
@@ -91,7 +87,7 @@ def _violations(value: Any, schema: Schema) -> Iterator[Violation]:
     yield from unknown_fields(value, schema)
     written = {name: inner for name, inner in value.items() if name != "status"}  # the operator's; dropped at creation
     complete = defaulted(written, schema)
-    problems = [*_metadata(value.get("metadata")), *violations(complete, schema)]
+    problems = [*metadata_violations(value.get("metadata")), *violations(complete, schema)]
     yield from problems
     if any(problem.blocking for problem in problems):
         yield Violation((), NOT_ALL_CHECKED)
@@ -110,23 +106,6 @@ def _kind(value: Any) -> Iterator[Violation]:
         yield Violation((wrong,), f"{text}: expected {labels.KIND} in {labels.API_VERSION}")
 
 
-def _metadata(metadata: Any) -> Iterator[Violation]:
-    """What Kubernetes asks of every object's metadata and our own rules do not ask already."""
-    if not isinstance(metadata, dict):
-        yield Violation(("metadata", "name"), "Required value: name or generateName is required", blocking=True)
-        return
-    for name in metadata:
-        if name not in METADATA:
-            yield Violation(("metadata", name), f'unknown field "metadata.{name}"')
-    if not metadata.get("name") and not metadata.get("generateName"):
-        yield Violation(("metadata", "name"), "Required value: name or generateName is required", blocking=True)
-    texts = {(key,): metadata[key] for key in ("name", "generateName", "namespace") if key in metadata}
-    maps = {(key, name): text for key in ("labels", "annotations") for name, text in (metadata.get(key) or {}).items()}
-    for route, text in (texts | maps).items():
-        if not isinstance(text, str):
-            yield Violation(("metadata", *route), "Invalid value: must be a string: put it in quotes", blocking=True)
-
-
 def _named(value: dict[str, Any]) -> dict[str, Any]:
     """With the name that the API server would make out of generateName."""
     metadata = value["metadata"]
@@ -136,5 +115,7 @@ def _named(value: dict[str, Any]) -> dict[str, Any]:
 
 def _place(violation: Violation) -> tuple[str | int, ...]:
     """The route whose line is shown: a message about the whole object may begin with the field that it is about."""
+    if violation.at is not None:
+        return violation.at
     first = violation.text.removeprefix("Invalid value: ").partition(" ")[0]
     return tuple(first.split(".")) if not violation.route and "." in first else violation.route

@@ -48,6 +48,7 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
             "proxy": {"https": "http://proxy.example.com:3128", "noProxy": ".svc,.example.com"},
             "caBundle": {"configMapName": "corporate-ca"},
             "hfEndpoint": "https://hub.example.com",
+            "containerGraceSeconds": 120,
         },
     },
     "high-availability": {

@@ -111,6 +111,7 @@ def test_every_value_is_explained() -> None:
         ({"trainer": {"image": {"pullPolicy": "Sometimes"}}}, "at '/trainer/image/pullPolicy': value must be one of"),
         ({"trainer": {"downloads": {"allow": "a"}}}, "at '/trainer/downloads/allow': got string, want array"),
         ({"trainer": {"downloads": {"maxBytes": 0}}}, "at '/trainer/downloads/maxBytes'"),
+        ({"trainer": {"containerGraceSeconds": -1}}, "at '/trainer/containerGraceSeconds'"),
         ({"logLevel": "loud"}, "at '/logLevel': value must be one of 'debug', 'info', 'warning', 'error'"),
         ({"podMonitor": {"interval": "often"}}, "at '/podMonitor/interval'"),
         ({"nodeSelector": {"gpu": True}}, "at '/nodeSelector/gpu': got boolean, want string"),
@@ -152,6 +153,8 @@ def test_the_operator_understands_its_flags(name: str) -> None:
     assert parsed.leader_elect
     downloads = values.get("trainer", {}).get("downloads")
     assert parsed.downloads == (Downloads.model_validate(downloads) if downloads else Downloads())
+    grace = values.get("trainer", {}).get("containerGraceSeconds", settings.Settings("").container_grace)
+    assert parsed.container_grace == grace
     assert (parsed.lease_namespace, parsed.lease_name) == ("finetune", "ft-finetune-operator")
     assert parsed.port == container["ports"][0]["containerPort"]
     if name == "platform":

@@ -174,7 +174,7 @@ def test_every_edit_is_refused_or_has_an_effect(control_plane: ControlPlane) -> 
     for field, schema in FIELDS:
         verdict = untried
         for spec in changed(field, schema):
-            status, answer = _edited(api, path, created, spec)
+            status, answer = edited(api, path, created, spec)
             is_refused = "cannot be changed" in str(answer.get("message"))
             if is_refused or (status == 200 and effects(FineTuneJobSpec.model_validate(answer["spec"])) != before):
                 break
@@ -185,7 +185,7 @@ def test_every_edit_is_refused_or_has_an_effect(control_plane: ControlPlane) -> 
     assert (idle, untried) == ([], [])
 
 
-def _edited(api: Api, path: str, created: Object, spec: Object) -> tuple[int, Object]:
+def edited(api: Api, path: str, created: Object, spec: Object) -> tuple[int, Object]:
     """The job with another spec, tried on the server and not stored."""
     body = {"apiVersion": created["apiVersion"], "kind": created["kind"], "spec": spec}
     metadata = {"name": "edited", "resourceVersion": created["metadata"]["resourceVersion"]}

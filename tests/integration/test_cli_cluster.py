@@ -1,4 +1,4 @@
-"""`finetune watch`, `describe` and `logs` against a real API server: what they show, and how they fail.
+"""`finetune watch`, `describe`, `logs` and `restart` against a real API server: what they show, and how they fail.
 
 There is no operator here: the job's status and its pods are written by hand.
 """
@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from cluster.control_plane import ControlPlane, free_port
 from finetune_api import labels
+from finetune_cli.cluster import connect
 from finetune_cli.main import app
 
 pytestmark = pytest.mark.integration
@@ -88,6 +89,55 @@ def test_watching_a_failed_job_ends_with_the_next_step(plane: ControlPlane, fine
     assert "support-bot: Failed" in out
     assert "a.jsonl:7: not JSON" in out
     assert "Next: Correct the records" in out
+
+
+def test_a_restart_raises_the_counter(plane: ControlPlane, finetune: Finetune) -> None:
+    """By one each time; of a job that has succeeded the API server refuses it, and says why."""
+    report(plane, {"phase": "Failed", "stage": {"name": "train", "tries": 4}})
+    assert finetune("restart", "support-bot")[:2] == (
+        0,
+        "support-bot goes on with stage train, with all its tries. `finetune watch support-bot` follows it.\n",
+    )
+    assert finetune("restart", "support-bot")[0] == 0
+    stored = json.loads(plane.kubectl("get", "ftj", "support-bot", "-n", NAMESPACE, "-o", "json"))
+    assert stored["spec"]["restarts"] == 2
+
+    report(plane, {"phase": "Succeeded"})
+    code, out, err = finetune("restart", "support-bot")
+    assert (code, out) == (1, "")
+    assert "a job that has succeeded is not run again: apply it under a new name" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_changes_are_watched_not_asked_for(plane: ControlPlane) -> None:
+    """One list, then each change as it happens: of that job, until it is deleted."""
+    report(plane, {"phase": "Preparing"})
+    plane.kubectl(
+        "create", "-f", "-", document=json.dumps({**JOB, "metadata": {"name": "other", "namespace": NAMESPACE}})
+    )
+    cluster = connect(str(plane.kubeconfig), None)
+    one, every = cluster.changes(NAMESPACE, "other"), cluster.changes(NAMESPACE, None)
+
+    assert [body["metadata"]["name"] for body in next(one)] == ["other"]
+    assert {body["metadata"]["name"] for body in next(every)} == {"other", "support-bot"}
+    report(plane, {"phase": "Training"})
+    assert {body["metadata"]["name"]: body.get("status", {}).get("phase") for body in next(every)} == {
+        "other": None, "support-bot": "Training"}  # fmt: skip
+    plane.kubectl("delete", "ftj", "other", "-n", NAMESPACE)
+    assert next(one) == []
+    assert [body["metadata"]["name"] for body in next(every)] == ["support-bot"]
+
+
+def test_a_watch_that_the_server_ends_goes_on(plane: ControlPlane) -> None:
+    """From the last version that was seen: what happened in between is told, and nothing is listed again."""
+    cluster = connect(str(plane.kubeconfig), None, watch_seconds=1)
+    report(plane, {"phase": "Preparing"})
+    states = cluster.changes(NAMESPACE, "support-bot")
+    next(states)
+
+    for phase in ("Training", "Publishing"):
+        report(plane, {"phase": phase})
+        assert [body["status"]["phase"] for body in next(states)] == [phase]
 
 
 def test_watching_a_finished_job_ends_well(plane: ControlPlane, finetune: Finetune) -> None:

@@ -15,12 +15,12 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from finetune_api.job import FineTuneJob
 from finetune_api.text import LETTERS
 from finetune_cli import listing
 from finetune_cli.cluster import ClusterError
 from finetune_cli.local import only_job
 from finetune_cli.report import description
+from finetune_cli.stored import StoredJob, stored_job
 from finetune_cli.summary import failure
 from finetune_cli.terminal import Screen
 from finetune_cli.validation import check
@@ -38,7 +38,7 @@ def acting(text: str) -> set[str]:
     return {char for char in text if unicodedata.category(char) in hidden and char not in LETTERS + "\n"}
 
 
-def hostile() -> FineTuneJob:
+def hostile() -> StoredJob:
     """A job in whose status every text is as its pods and servers want it."""
     time = "2026-01-01T00:00:00Z"
     condition = {"type": "Failed", "status": "True", "reason": EVIL, "message": EVIL, "lastTransitionTime": time}
@@ -57,7 +57,7 @@ def hostile() -> FineTuneJob:
         "dataset": {"train": [{"uri": "https://host/" + EVIL.replace("\r\n", "")}]},
         "output": {"uri": "pvc://models/" + EVIL.replace("\r\n", "")},
     }
-    return FineTuneJob.model_validate({"metadata": {"name": "bot"}, "spec": spec, "status": status})
+    return stored_job({"metadata": {"name": "bot"}, "spec": spec, "status": status})
 
 
 def printed(*renderables: Any) -> str:

@@ -76,11 +76,35 @@ def test_several_problems_come_in_the_order_of_the_file() -> None:
         ("  name: bot", "  {}", "metadata.name: Required value"),
         ("name: bot", "name: 2026", "metadata.name: Invalid value: must be a string: put it in quotes"),
         ("name: bot", "name: bot\n  labels: {v: 1}", "metadata.labels.v: Invalid value: must be a string"),
+        (
+            "name: bot",
+            "name: bot\n  labels: [a]",
+            "metadata.labels: Invalid value: must be a map, name: value; it is a list",
+        ),
+        ("name: bot", "name: bot\n  annotations: a", "metadata.annotations: Invalid value: must be a map"),
+        (
+            "name: bot",
+            "name: bot\n  ownerReferences: {}",
+            "metadata.ownerReferences: Invalid value: must be a list of owners",
+        ),
+        ("name: bot", "name: bot\n  finalizers: [5]", "metadata.finalizers[0]: Invalid value: must be a string"),
+        ("name: bot", "name: [bot]", "metadata.name: Invalid value: must be a string"),
     ],
 )
 def test_what_every_object_needs_is_checked_too(old: str, new: str, message: str) -> None:
     """apiVersion, name and labels are Kubernetes' own rules, and as easy to get wrong."""
     assert any(str(problem).startswith(message) for problem in check(changed(old, new)))
+
+
+def test_a_wrong_label_has_its_own_line() -> None:
+    """The API server names the field; the line is that of the entry, or of the owner that lacks something."""
+    text = "name: bot\n  labels:\n    a: b\n    c: d e\n  ownerReferences:\n  - {kind: Pod, name: p, uid: u}"
+    problems = check(changed("name: bot", text))
+
+    assert [(problem.path, problem.line) for problem in problems] == [
+        ("metadata.labels", 7),
+        ("metadata.ownerReferences.apiVersion", 9),
+    ]
 
 
 @pytest.mark.parametrize("value", [None, [], "text", 5, {}])

@@ -8,14 +8,12 @@ import pytest
 from rich.console import Console, RenderableType
 
 from finetune_api.events import ProgressReport
-from finetune_api.job import FineTuneJob
 from finetune_api.reasons import NEXT_STEP, Reason
 from finetune_api.status import Artifact, Data, EvaluationResult, Metrics, Plan, Sample
 from finetune_cli import figures, listing, summary
-from finetune_cli.cluster import ClusterError
 from finetune_cli.live import Bar, Lines, Pace, description, display
 from finetune_cli.report import description as described
-from finetune_cli.report import parsed
+from finetune_cli.stored import StoredJob, stored_job
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 
@@ -41,8 +39,8 @@ def a_body(name: str = "bot", **status: Any) -> dict[str, Any]:
     }
 
 
-def a_job(name: str = "bot", **status: Any) -> FineTuneJob:
-    return parsed(a_body(name, **status))
+def a_job(name: str = "bot", **status: Any) -> StoredJob:
+    return stored_job(a_body(name, **status))
 
 
 TRAINING = {"stage": "train", "step": 12, "totalSteps": 120, "percent": 10, "loss": 2.3141, "tokensPerSecond": 1234.5,
@@ -241,10 +239,79 @@ def test_the_description_of_a_finished_job_has_the_result() -> None:
         assert part in shown
 
 
-def test_an_object_of_another_version_is_no_traceback() -> None:
-    """A field that this version does not know is named."""
-    body = a_body()
-    body["spec"]["novel"] = {}
+def test_the_description_tells_where_a_job_stands() -> None:
+    """The pinned image, the Kubernetes Job by its name and number, the tries, and the pods of the CPU stages."""
+    stage = {
+        "name": "publish",
+        "number": 2,
+        "tries": 1,
+        "attempts": [{"number": 1, "pod": "p-x", "reason": "Retrying"}],
+    }
+    shown = text(
+        described(
+            a_job(
+                phase="Publishing",
+                run={"digest": "sha256:abc", "image": "trainer:1"},
+                stage=stage,
+                limits={"retryLimit": 3},
+                attempts=[{"number": 1, "pod": "t-x", "toStep": 120, "reason": "Succeeded"}],
+            ),
+            NOW,
+        )
+    )
 
-    with pytest.raises(ClusterError, match=r"bot: cannot read spec\.novel"):
-        parsed(body)
+    for part in ("trainer:1, pinned", "publish, Kubernetes Job bot-u-publish-2, 1 of 4 tries failed", "bot-u-workspace",
+                 "train 1", "publish 1"):  # fmt: skip
+        assert part in shown
+
+
+@pytest.mark.parametrize(("phase", "kept"), [("Failed", True), ("Succeeded", False)])
+def test_the_description_says_which_claim_is_kept(phase: str, kept: bool) -> None:
+    """After a failure it outlives the job, and takes a command to be rid of."""
+    shown = text(described(a_job(phase=phase, run={"digest": "sha256:abc"}), NOW))
+
+    assert ("kubectl delete pvc -n team bot-u-workspace" in shown) == kept
+
+
+def test_the_description_of_a_job_that_waits_tells_what_to_do() -> None:
+    """As that of one that has failed; and what is said for other tools is not said again."""
+    waits = {"type": "Progressing", "status": "False", "reason": "QuotaExceeded", "message": "exceeded quota",
+             "lastTransitionTime": "2026-01-02T11:59:00Z"}  # fmt: skip
+    ready = {**waits, "type": "Ready"}
+    job = a_job(phase="Waiting", conditions=[waits, ready])
+    shown = text(described(job, NOW))
+
+    assert "! QuotaExceeded" in shown
+    assert NEXT_STEP[Reason.QUOTA_EXCEEDED] in shown
+    assert "Ready" not in shown
+    assert listing.line(job) == "bot: Waiting, QuotaExceeded"
+    assert "Waiting, QuotaExceeded" in text(listing.table([job], NOW))
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        ({"method": {"novel": {}}}, "its objective or method is not known here"),
+        ({"objective": {"novel": {}}}, "its objective or method is not known here"),
+        ({"training": {"precision": "fp4"}}, "spec.training.precision"),
+        ({"model": None}, "spec.model"),
+    ],
+)
+def test_a_spec_that_cannot_be_read_is_no_traceback(spec: dict[str, Any], problem: str) -> None:
+    """What another release wrote is named, and the status is shown all the same."""
+    body = a_body(phase="Training", progress=TRAINING)
+    body["spec"] |= spec
+    shown = text(described(stored_job(body), NOW))
+
+    assert "cannot be read" in shown
+    assert problem.split()[0] in shown
+    assert "train, 12/120 (10 %)" in shown
+
+
+def test_fields_of_a_newer_release_are_left_out() -> None:
+    """In the spec, in the status, and in a part of it."""
+    body = a_body(phase="Training", novel=1, progress=TRAINING | {"novel": 1}, plan="text")
+    body["spec"]["novel"] = {}
+    body["spec"]["training"] = {"novel": 1}
+
+    assert "12/120" in text(described(stored_job(body), NOW))
