@@ -21,6 +21,11 @@ local function health(state, condition, fallback)
   return { status = state, message = words }
 end
 
+-- Failures that more tries would only repeat.
+local not_by_tries = {
+  BadSpec = true, DatasetInvalid = true, Diverged = true, Unsupported = true, DependencyFailed = true,
+}
+
 -- Whether a job that has failed is about to go on, because a limit was raised that the operator has not acted upon yet.
 local function is_raised()
   local spec, limits = obj.spec or {}, status.limits or {}
@@ -30,7 +35,8 @@ local function is_raised()
   if found.Failed.reason == "DeadlineExceeded" and limits.deadlineSeconds ~= nil then
     return spec.deadlineSeconds == nil or spec.deadlineSeconds > limits.deadlineSeconds
   end
-  return false
+  local tries = limits.retryLimit ~= nil and spec.retry ~= nil and spec.retry.limit ~= nil
+  return tries and spec.retry.limit > limits.retryLimit and not not_by_tries[found.Failed.reason]
 end
 
 if obj.metadata.deletionTimestamp ~= nil then

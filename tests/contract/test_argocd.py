@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from lupa.lua51 import LuaRuntime
 
+from finetune_api.reasons import Reason
 from finetune_operator.plan import plan
+from finetune_operator.status import NOT_BY_TRIES
 from unit.observed import NOW, SETTINGS, ended, observed, pinned, running, spec, stage_job
 
 CHECK = (Path(__file__).parents[2] / "docs/argocd/health.lua").read_text()
@@ -71,6 +73,15 @@ def test_health_follows_from_conditions_and_generation(
 
     assert found == state
     assert said in message
+
+
+@pytest.mark.parametrize("reason", [*NOT_BY_TRIES, Reason.OUT_OF_MEMORY])
+def test_more_tries_help_where_the_operator_says_so(reason: Reason) -> None:
+    """The same failures as the operator's own list."""
+    status = {"conditions": [condition("Failed", reason)], "limits": {"retryLimit": 3}}
+    found, _ = health({"generation": 2}, {"retry": {"limit": 4}}, status)
+
+    assert found == ("Degraded" if reason in NOT_BY_TRIES else "Progressing")
 
 
 def test_a_job_that_is_deleted_is_on_its_way() -> None:

@@ -197,6 +197,15 @@ def test_a_restart_of_a_job_that_has_not_failed_says_what_it_does(phase: str | N
     assert said in file.getvalue()
 
 
+def test_a_restart_of_a_job_that_is_out_of_time_says_so() -> None:
+    """Its seconds stay counted: another try alone would fail at once."""
+    late = a_body("Failed", conditions=[FAILED | {"reason": "DeadlineExceeded"}])
+    follower, file = a_follower(Script([late]))
+
+    assert follower.restart("bot") == 0
+    assert "raise spec.deadlineSeconds too" in file.getvalue()
+
+
 def test_a_definition_without_restarts_is_told() -> None:
     """The API server drops what it does not know without a word."""
     follower, _ = a_follower(Script([a_body("Failed")], has_restarts=False))
