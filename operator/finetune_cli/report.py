@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_api import labels
-from finetune_api.reasons import NEXT_STEP, ConditionType, Phase
+from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
 from finetune_api.spec import Resources
 from finetune_api.status import Attempt, Condition, FineTuneJobStatus, Progress
 from finetune_cli import figures, summary
@@ -160,7 +160,9 @@ def restarting(job: StoredJob) -> str:
     name, status = job.metadata.name, job.status
     stage, step = (status.stage.name if status.stage else "prepare"), _checkpoint_step(status)
     place = f"from its checkpoint at step {step:,}" if step and stage == "train" else f"with stage {stage}"
-    if status.phase == Phase.FAILED:
+    if any(one.type == ConditionType.FAILED and one.reason == Reason.DEADLINE_EXCEEDED for one in status.conditions):
+        said = "has used up its time: raise spec.deadlineSeconds too, or it fails again"
+    elif status.phase == Phase.FAILED:
         said = f"goes on {place}, with all its tries"
     elif status.phase == Phase.SUSPENDED:
         said = "is suspended: it goes on when spec.suspend is false"

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from finetune_api.reasons import Phase
 from finetune_api.spec import FineTuneJobSpec, Metadata
 from finetune_api.status import FineTuneJobStatus
+from finetune_operator.status import brought_back
 
 ENDED = (Phase.SUCCEEDED, Phase.FAILED)
 
@@ -28,7 +29,8 @@ class StoredJob:
 
     @property
     def has_ended(self) -> bool:
-        return self.status.phase in ENDED
+        """Whether nothing more happens: a failed job whose limits were raised goes on once the operator sees it."""
+        return self.status.phase in ENDED and brought_back(self.spec, self.status) is None
 
 
 def stored_job(body: dict[str, Any]) -> StoredJob:

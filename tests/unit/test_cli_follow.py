@@ -135,6 +135,16 @@ def test_a_cluster_that_was_never_there_is_not_waited_for() -> None:
     assert script.lists == 1
 
 
+def test_watching_goes_on_after_a_restart() -> None:
+    """The operator may not have seen it yet: the job is Failed still, and will not be."""
+    restarted = a_body("Failed", conditions=[FAILED], limits={"restarts": 0})
+    restarted["spec"]["restarts"] = 1
+    follower, file = a_follower(Script([restarted, restarted, a_body("Training"), a_body("Succeeded")]))
+
+    assert follower.watch("bot") == 0
+    assert file.getvalue().splitlines()[1:] == ["bot: Training", "bot: Succeeded"]
+
+
 def test_a_job_that_is_deleted_ends_the_watch() -> None:
     """There is nothing left to see."""
     follower, _ = a_follower(Script([a_body("Training"), a_body("Training"), []]))
@@ -195,6 +205,15 @@ def test_a_restart_of_a_job_that_has_not_failed_says_what_it_does(phase: str | N
 
     assert follower.restart("bot") == 0
     assert said in file.getvalue()
+
+
+def test_a_restart_of_a_job_that_is_out_of_time_says_so() -> None:
+    """Its seconds stay counted: another try alone would fail at once."""
+    late = a_body("Failed", conditions=[FAILED | {"reason": "DeadlineExceeded"}])
+    follower, file = a_follower(Script([late]))
+
+    assert follower.restart("bot") == 0
+    assert "raise spec.deadlineSeconds too" in file.getvalue()
 
 
 def test_a_definition_without_restarts_is_told() -> None:
