@@ -1,4 +1,4 @@
-"""What the operator's benchmarks share: many FineTuneJobs, the operator as a process, and a bare client.
+"""What the operator's benchmarks share: many FineTuneJobs, played pods, the operator as a process, and a bare client.
 
 The bare client is the least that could do the operator's work: it knows what to write before the job exists. It sends
 the same requests in the same order with the same HTTP library; it reads nothing, decides nothing and watches nothing.
@@ -22,19 +22,27 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "crds", "operator")]
 
+from aiohttp import web  # noqa: E402
+
 from cluster.control_plane import free_port  # noqa: E402
 from finetune_api import labels  # noqa: E402
-from finetune_operator.cluster import Cluster  # noqa: E402
+from finetune_operator.cluster import MERGE, Cluster  # noqa: E402
 from finetune_operator.departed import Departed  # noqa: E402
-from finetune_operator.observe import FINETUNE_JOBS, observe  # noqa: E402
+from finetune_operator.observe import FINETUNE_JOBS, PODS, observe  # noqa: E402
 from finetune_operator.plan import plan  # noqa: E402
 from finetune_operator.reconcile import KINDS, MANAGER  # noqa: E402
 from finetune_operator.settings import Settings  # noqa: E402
+from finetune_operator.watches import OURS  # noqa: E402
+from integration.kubelet import stamp  # noqa: E402
 
 Object = dict[str, Any]
 
 SETTINGS = Settings(trainer_image="trainer:1")
 SPECIMEN = "specimen"
+AT_ONCE = 16
+PAGE = {"stage": "prepare", "activity": "reading", "step": 1000, "totalSteps": 2000}
+NODE: Object = {"metadata": {"name": "played"}}
+BINDING: Object = {"apiVersion": "v1", "kind": "Binding", "target": {"apiVersion": "v1", "kind": "Node"}}
 ALL_PODS = "/api/v1/namespaces/{}/pods?limit=1"
 
 
@@ -172,3 +180,54 @@ async def until_pods(cluster: Cluster, namespace: str, count: int) -> None:
             await asyncio.sleep(3)
             return
         await asyncio.sleep(1)
+
+
+async def progress_page(port: int) -> web.AppRunner:
+    """Serve what each trainer says."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response(PAGE)
+
+    runner = web.AppRunner(web.Application(), access_log=None)
+    runner.app.router.add_get(labels.PROGRESS_PATH, answer)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    return runner
+
+
+async def run_pods(cluster: Cluster, namespace: str, count: int) -> None:
+    """Bind and start each pod as soon as it exists; returns when so many run."""
+    fresh: asyncio.Queue[str] = asyncio.Queue()
+
+    async def find() -> None:
+        known: set[str] = set()
+        async for change in cluster.watch(PODS, namespace, OURS):
+            name = change.object["metadata"]["name"]
+            if name not in known:
+                known.add(name)
+                fresh.put_nowait(name)
+
+    async def start(_: int) -> None:
+        name = await fresh.get()
+        path = PODS.path(namespace, name)
+        target = BINDING["target"] | {"name": NODE["metadata"]["name"]}
+        await cluster.request("POST", f"{path}/binding", body=BINDING | {"metadata": {"name": name}, "target": target})
+        running = {"name": labels.CONTAINER, "image": "i", "imageID": "", "ready": True, "restartCount": 0}
+        running |= {"state": {"running": {"startedAt": stamp()}}}
+        status = {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}
+        body = {"status": status | {"containerStatuses": [running]}}
+        await cluster.request("PATCH", f"{path}/status", body=body, content=MERGE)
+
+    finding = asyncio.create_task(find())
+    await in_parallel(start, count, AT_ONCE)
+    finding.cancel()
+
+
+async def bring_to_life(cluster: Cluster, namespace: str, count: int) -> None:
+    """So many FineTuneJobs, each with a pod that runs."""
+
+    async def work(number: int) -> None:
+        await submit(cluster, namespace, number)
+
+    await cluster.request("POST", "/api/v1/nodes", body=NODE)
+    await asyncio.gather(in_parallel(work, count, AT_ONCE), run_pods(cluster, namespace, count))

@@ -2,30 +2,34 @@
 
     .venv/bin/python benchmarks/operator_idle.py [--jobs 1000] [--minutes 60]
 
-A proxy in front of a real API server counts. The sweep is left out: for each job some GETs, and a list of its pods.
+A proxy in front of a real API server counts, from the moment in which the last write is a minute old. Each pod's
+progress page is read, and says the same each time. The sweep has a column of its own: it makes some GETs for each job,
+and a list of its pods.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import os
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
+from time import perf_counter
 
 from aiohttp import web
+from fleet import bring_to_life, new_namespace, operator, progress_page
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "crds", "operator")]
-
-from cluster.control_plane import ControlPlane  # noqa: E402
-from finetune_api import labels  # noqa: E402
-from integration.kubelet import Api, Job, Pod, install_definition  # noqa: E402
-from integration.operators import Operator, create_job, new_namespace  # noqa: E402
-from integration.watch_proxy import WatchProxy  # noqa: E402
+from cluster.control_plane import ControlPlane, free_port
+from finetune_api import labels
+from finetune_operator.cluster import connect
+from integration.kubelet import install_definition
+from integration.watch_proxy import WatchProxy
 
 KINDS = ("finetunejobs", "jobs", "pods", "events", "configmaps", "persistentvolumeclaims")
+QUIET_SECONDS = 60
+COUNTED = ("lists", "writes", "streams", "looks of the sweep")
 
 
 class Counting(WatchProxy):
@@ -41,44 +45,57 @@ class Counting(WatchProxy):
             self.counted["writes"] += 1
         elif "watch" in request.query:
             self.counted["streams"] += 1
-        elif request.path.rpartition("/")[2] in KINDS and not is_sweep:
-            self.counted["lists"] += 1
+        elif request.path.rpartition("/")[2] in KINDS:
+            self.counted["looks of the sweep" if is_sweep else "lists"] += 1
         return await super()._handle(request)
 
 
-def run_all(api: Api, jobs: list[Job]) -> None:
-    """Let the pod of each job run."""
-    for job in jobs:
-        pod: Pod = job.new_pod("prepare", seconds=600)
-        pod.start()
+async def until_quiet(proxy: Counting) -> None:
+    """Return when nothing was written for a minute."""
+    writes, since = -1, perf_counter()
+    while perf_counter() - since < QUIET_SECONDS:
+        if proxy.counted["writes"] != writes:
+            writes, since = proxy.counted["writes"], perf_counter()
+        await asyncio.sleep(1)
+
+
+async def measure(proxy: Counting, jobs: int, minutes: float, kubeconfig: Path) -> tuple[list[int], list[str]]:
+    """What was counted, and the log but for what it says at level info."""
+    cluster, port = await connect(), free_port()
+    namespace, page = await new_namespace(cluster, "idle"), await progress_page(port)
+    async with operator(namespace, kubeconfig, "--trainer-port", str(port)) as running:
+        await bring_to_life(cluster, namespace, jobs)
+        await until_quiet(proxy)
+        print(f"{jobs} jobs run and nothing is written", file=sys.stderr)
+        proxy.counted.clear()
+        said = len(running.log.read_text())
+        await asyncio.sleep(minutes * 60)
+        counts = [proxy.counted[kind] for kind in COUNTED]
+        lines = running.log.read_text()[said:].splitlines()
+    await page.cleanup()
+    await cluster.close()
+    return counts, [line for line in lines if '"level": "info"' not in line]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--minutes", type=float, default=60)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ControlPlane() as plane:
         install_definition(plane)
-        api, proxy, log = Api(plane), Counting(plane), Path(folder) / "log"
-        api.create("/api/v1/nodes", {"metadata": {"name": "played"}})
-        namespace = new_namespace(api)
-        kubeconfig = proxy.write_kubeconfig(Path(folder) / "kubeconfig")
-        operator = Operator(plane, namespace, log, kubeconfig=kubeconfig).wait_ready()
+        os.environ["KUBECONFIG"] = str(plane.kubeconfig)
+        proxy = Counting(plane)
         try:
-            run_all(api, [create_job(api, namespace) for _ in range(options.jobs)])
-            time.sleep(60)
-            proxy.counted.clear()
-            said = len(log.read_text())
-            time.sleep(options.minutes * 60)
-            warnings = [line for line in log.read_text()[said:].splitlines() if '"level": "info"' not in line]
-            counts = [proxy.counted[kind] for kind in ("lists", "writes", "streams")]
+            kubeconfig = proxy.write_kubeconfig(Path(folder) / "kubeconfig")
+            counts, warnings = asyncio.run(measure(proxy, options.jobs, options.minutes, kubeconfig))
         finally:
-            operator.kill()
             proxy.stop()
-    print("| jobs | minutes | lists beside the sweep | warnings | writes | new streams |\n|---|---|---|---|---|---|")
-    print(f"| {options.jobs} | {options.minutes:g} | {counts[0]} | {len(warnings)} | {counts[1]} | {counts[2]} |")
-    print("\n".join(warnings))
+    print("| jobs | minutes | lists beside the sweep | warnings | writes | new streams | looks of the sweep |")
+    print("|---|---|---|---|---|---|---|")
+    lists, writes, streams, looks = counts
+    print(f"| {options.jobs:,} | {options.minutes:g} | {lists} | {len(warnings)} | {writes} | {streams} | {looks:,} |")
+    print("\n".join(warnings), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -16,61 +16,12 @@ import sys
 from pathlib import Path
 from time import perf_counter
 
-from aiohttp import ClientSession, web
-from fleet import Object, Running, in_parallel, new_namespace, operator, submit
+from aiohttp import ClientSession
+from fleet import Running, bring_to_life, new_namespace, operator, progress_page
 
 from cluster.control_plane import ControlPlane, free_port
-from finetune_api import labels
-from finetune_operator.cluster import MERGE, Cluster, connect
-from finetune_operator.observe import PODS
-from finetune_operator.watches import OURS
-from integration.kubelet import install_definition, stamp
-
-PAGE = {"stage": "prepare", "activity": "reading", "step": 1000, "totalSteps": 2000}
-AT_ONCE = 16
-NODE: Object = {"metadata": {"name": "played"}}
-BINDING: Object = {"apiVersion": "v1", "kind": "Binding", "target": {"apiVersion": "v1", "kind": "Node"}}
-
-
-async def progress_page(port: int) -> web.AppRunner:
-    """Serve what each trainer says."""
-
-    async def answer(_: web.Request) -> web.Response:
-        return web.json_response(PAGE)
-
-    runner = web.AppRunner(web.Application(), access_log=None)
-    runner.app.router.add_get(labels.PROGRESS_PATH, answer)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    return runner
-
-
-async def run_pods(cluster: Cluster, namespace: str, count: int) -> None:
-    """Bind and start each pod as soon as it exists; returns when so many run."""
-    fresh: asyncio.Queue[str] = asyncio.Queue()
-
-    async def find() -> None:
-        known: set[str] = set()
-        async for change in cluster.watch(PODS, namespace, OURS):
-            name = change.object["metadata"]["name"]
-            if name not in known:
-                known.add(name)
-                fresh.put_nowait(name)
-
-    async def start(_: int) -> None:
-        name = await fresh.get()
-        path = PODS.path(namespace, name)
-        target = BINDING["target"] | {"name": NODE["metadata"]["name"]}
-        await cluster.request("POST", f"{path}/binding", body=BINDING | {"metadata": {"name": name}, "target": target})
-        running = {"name": labels.CONTAINER, "image": "i", "imageID": "", "ready": True, "restartCount": 0}
-        running |= {"state": {"running": {"startedAt": stamp()}}}
-        status = {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}
-        body = {"status": status | {"containerStatuses": [running]}}
-        await cluster.request("PATCH", f"{path}/status", body=body, content=MERGE)
-
-    finding = asyncio.create_task(find())
-    await in_parallel(start, count, AT_ONCE)
-    finding.cancel()
+from finetune_operator.cluster import connect
+from integration.kubelet import install_definition
 
 
 async def figures(running: Running) -> dict[str, float]:
@@ -91,16 +42,12 @@ async def until_quiet(running: Running, looks: float = 0) -> float:
 
 async def measure(jobs: int, sweep_seconds: float, kubeconfig: Path) -> None:
     cluster, port, start = await connect(), free_port(), perf_counter()
-    await cluster.request("POST", "/api/v1/nodes", body=NODE)
     namespace, page = await new_namespace(cluster, "live"), await progress_page(port)
     flags = ("--sweep-seconds", str(sweep_seconds), "--trainer-port", str(port))
 
-    async def work(number: int) -> None:
-        await submit(cluster, namespace, number)
-
     async with operator(namespace, kubeconfig, *flags) as running:
         at_rest = running.resident
-        await asyncio.gather(in_parallel(work, jobs, AT_ONCE), run_pods(cluster, namespace, jobs))
+        await bring_to_life(cluster, namespace, jobs)
         # A pass for the new job, another for its running pod.
         passes = await until_quiet(running, 2 * jobs)
         print(f"{jobs} pods run after {perf_counter() - start:.0f} s", file=sys.stderr)

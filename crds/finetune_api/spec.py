@@ -415,7 +415,8 @@ class FineTuneJobSpec(Model):
     @property
     def named_jobs(self) -> list[str]:
         """Names of the FineTuneJobs whose artifacts this one needs, each once."""
-        return jobs_named(self.to_wire())
+        # Asked several times in each look at a job, and most name none: the text is made in a twentieth of the time.
+        return jobs_named(self.to_wire()) if '"job://' in self.model_dump_json() else []
 
     def with_artifacts(self, artifacts: Mapping[str, str]) -> "FineTuneJobSpec":
         """The same spec with each `job://name` replaced by the URI that `artifacts` has for the name."""
@@ -444,10 +445,18 @@ class FineTuneJobSpec(Model):
 
 def jobs_named(spec: Any) -> list[str]:
     """Names behind `job://` in a spec as it is stored, each once, whichever release wrote it."""
-    if isinstance(spec, str):
-        return [uris.parse(spec).name] if spec.startswith("job://") else []
-    parts = spec.values() if isinstance(spec, dict) else spec if isinstance(spec, list) else ()
-    return list(dict.fromkeys(name for part in parts for name in jobs_named(part)))
+    found: dict[str, None] = {}
+    _gather_named(spec, found)
+    return list(found)
+
+
+def _gather_named(part: Any, found: dict[str, None]) -> None:
+    if isinstance(part, str):
+        if part.startswith("job://"):
+            found[uris.parse(part).name] = None
+    elif isinstance(part, dict | list):
+        for below in part.values() if isinstance(part, dict) else part:
+            _gather_named(below, found)
 
 
 class Metadata(Model):

@@ -4,6 +4,7 @@ Every field is optional, so that an old object always parses; what a newer opera
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
@@ -347,7 +348,10 @@ class FineTuneJobStatus(Model):
 
     def over(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """This status as it is to be written over a stored one: what a newer operator put there stays."""
-        return _over(type(self), stored, self.to_wire(), type(self).read(stored).to_wire())
+        new = self.to_wire()
+        if not stored or new == stored:
+            return new
+        return _over(type(self), stored, new, type(self).read(stored).to_wire())
 
 
 def _can_be(model: type[Model], value: Any) -> bool:
@@ -362,13 +366,13 @@ def _over(
     model: type[Model], stored: Mapping[str, Any], new: dict[str, Any], read: Mapping[str, Any]
 ) -> dict[str, Any]:
     """`new` with those parts of `stored` that `model` does not know, or that `read`, its reading, does not hold."""
-    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    parts = _parts(model)
     written = dict(new)
     for alias, value in stored.items():
-        if alias not in fields or (alias not in read and alias not in new and value is not None):
+        if alias not in parts or (alias not in read and alias not in new and value is not None):
             written[alias] = value
             continue
-        part = model_of(fields[alias].annotation)
+        part = parts[alias]
         if part is None or alias not in new:
             continue
         if isinstance(value, dict):
@@ -376,6 +380,12 @@ def _over(
         elif isinstance(value, list):
             written[alias] = _items_over(part, value, new[alias])
     return written
+
+
+@cache
+def _parts(model: type[Model]) -> dict[str, type[Model] | None]:
+    """The fields of `model` by their alias, each with the model inside it."""
+    return {field.alias or name: model_of(field.annotation) for name, field in model.model_fields.items()}
 
 
 def _items_over(model: type[Model], stored: list[Any], new: list[dict[str, Any]]) -> list[dict[str, Any]]:

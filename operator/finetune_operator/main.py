@@ -55,6 +55,19 @@ class Backoffs:
             delay = min(5, delay * 2)
 
 
+class NoDiffs(kopf.DiffBaseStorage):
+    """What an object was before, for handlers of changes. There are none: kopf is not to copy each object for them."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+
 class Operator:
     """One process. `run` ends when it is told to stop, and raises when it cannot go on."""
 
@@ -195,6 +208,7 @@ def _kopf_settings() -> kopf.OperatorSettings:
     settings.scanning.disabled = True
     settings.posting.enabled = False
     settings.peering.standalone = True
+    settings.persistence.diffbase_storage = NoDiffs()
     settings.networking.error_backoffs = Backoffs()
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5

@@ -59,8 +59,8 @@ class Verdict:
 
 def condition(status: api.FineTuneJobStatus, kind: ConditionType) -> api.Condition:
     """The condition; one that says nothing where there is none."""
-    nothing = api.Condition(type=kind, status="Unknown", reason="", last_transition_time="")
-    return next((one for one in status.conditions if one.type == kind), nothing)
+    found = next((one for one in status.conditions if one.type == kind), None)
+    return found or api.Condition(type=kind, status="Unknown", reason="", last_transition_time="")
 
 
 def is_true(status: api.FineTuneJobStatus, kind: ConditionType) -> bool:
