@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
-from pydantic.alias_generators import to_camel, to_snake
+from pydantic.alias_generators import to_camel
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Rule:
     """True: the rule holds at `kubectl apply` but not for `finetune run` on one machine."""
     holds: Callable[[Any], bool] | None = None
     """The same in Python, for objects that no API server checks."""
+    is_union: bool = False
+    """True: it says that one member of a union is set."""
 
 
 class Model(BaseModel):
@@ -43,25 +45,42 @@ class Model(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, **options)
 
 
-def broken_rules(value: Model, path: str = "") -> Iterator[str]:
+def broken_rules(value: Model, path: str = "", unions_only: bool = False) -> Iterator[str]:
     """What `value`, or an object below it, breaks of the rules that Python can check, each with its place."""
     for rule in value.rules:
-        if rule.holds is not None and not rule.holds(value):
+        if rule.holds is not None and rule.is_union >= unions_only and not rule.holds(value):
             yield f"{path or value.__class__.__name__}: {rule.message}"
     for name, field in type(value).model_fields.items():
         below, inner = f"{path}.{field.alias or name}".removeprefix("."), getattr(value, name)
         for number, item in enumerate(inner if isinstance(inner, list) else [inner]):
             if isinstance(item, Model):
-                yield from broken_rules(item, f"{below}[{number}]" if isinstance(inner, list) else below)
+                yield from broken_rules(item, f"{below}[{number}]" if isinstance(inner, list) else below, unions_only)
+
+
+def unknown_fields(model: type[Model], stored: Any, path: str) -> Iterator[str]:
+    """Paths of what a stored object holds and `model` does not know."""
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    for key, value in stored.items() if isinstance(stored, dict) else ():
+        if key not in fields:
+            yield f"{path}.{key}"
+        elif (below := model_of(fields[key].annotation)) is not None:
+            for number, item in enumerate(value if isinstance(value, list) else [value]):
+                place = f"{path}.{key}[{number}]" if isinstance(value, list) else f"{path}.{key}"
+                yield from unknown_fields(below, item, place)
 
 
 def exactly_one_of(*fields: str) -> Rule:
     """Exactly one of the optional members of a union is set."""
-    names = [to_snake(field) for field in fields]
+
+    def holds(value: Model) -> bool:
+        known = type(value).model_fields.items()
+        return sum(getattr(value, name) is not None for name, one in known if (one.alias or name) in fields) == 1
+
     return Rule(
         f"{_count(fields)} == 1",
         f"set exactly one of: {', '.join(fields)}",
-        holds=lambda value: sum(getattr(value, name) is not None for name in names) == 1,
+        holds=holds,
+        is_union=True,
     )
 
 

@@ -7,13 +7,23 @@ A field exists here only if the operator or the trainer acts on it. Two axes car
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from finetune_api import labels, uris
 from finetune_api.frozen import frozen
 from finetune_api.methods import Lora, Method, methods_that
 from finetune_api.pods import WAYS_OUT, NodeLabels, PodTemplate, Toleration
-from finetune_api.schema import DnsLabel, DnsName, Model, Quantity, Rule, at_most_one_of, exactly_one_of, or_auto
+from finetune_api.schema import (
+    DnsLabel,
+    DnsName,
+    Model,
+    Quantity,
+    Rule,
+    at_most_one_of,
+    broken_rules,
+    exactly_one_of,
+    or_auto,
+)
 from finetune_api.sources import REVISION_OF_THE_HUB, Auth, not_a_local_file, plain_path, stays_inside
 from finetune_api.uris import DATASET_FORMS, DATASET_PATTERN, MODEL_FORMS, MODEL_PATTERN, OUTPUT_FORMS, OUTPUT_PATTERN
 
@@ -441,6 +451,18 @@ class FineTuneJobSpec(Model):
         if micro == "auto" and not (self.resources.gpus and self.resources.gpu_memory):
             return DEFAULT_BATCH
         return micro
+
+
+def read_spec(stored: Any) -> tuple[FineTuneJobSpec | None, str]:
+    """A stored spec, whichever release wrote it, without what this one does not know; else None, and why it cannot be
+    read. A union of which only an unknown member is set cannot be read either: what is left of it says nothing."""
+    try:
+        spec = FineTuneJobSpec.model_validate(stored, extra="ignore")
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        return None, f"spec.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    broken = next(broken_rules(spec, "spec", unions_only=True), "")
+    return (None, f"{broken}; what is set is not known here") if broken else (spec, "")
 
 
 def jobs_named(spec: Any) -> list[str]:

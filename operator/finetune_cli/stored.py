@@ -6,10 +6,8 @@ What cannot be read is said, and hides nothing else: a list of jobs is shown alt
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from finetune_api.reasons import Phase
-from finetune_api.spec import FineTuneJobSpec, Metadata
+from finetune_api.spec import FineTuneJobSpec, Metadata, read_spec
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.status import brought_back
 
@@ -36,13 +34,5 @@ class StoredJob:
 def stored_job(body: dict[str, Any]) -> StoredJob:
     """Read the object."""
     metadata, status = Metadata.model_validate(body["metadata"]), FineTuneJobStatus.read(body.get("status") or {})
-    try:
-        spec = FineTuneJobSpec.model_validate(body["spec"], extra="ignore")
-        _ = spec.method.kind, spec.objective.kind  # a member that we do not know was left out
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(("spec", *(str(part) for part in first["loc"])))
-        return StoredJob(metadata, status, None, f"{place}: {first['msg']}")
-    except ValueError:
-        return StoredJob(metadata, status, None, "spec: its objective or method is not known here")
-    return StoredJob(metadata, status, spec)
+    spec, problem = read_spec(body["spec"])
+    return StoredJob(metadata, status, spec, problem)

@@ -187,6 +187,8 @@ class Observed:
     """The same before a job that has failed was brought back; None: it was not."""
     problem: str = ""
     """Why the spec cannot be read."""
+    unknown: tuple[str, ...] = ()
+    """Fields of the spec that this release does not know, before the run is frozen without them."""
     run: RunFile | None = None
     """None: there is none."""
     workspace: Claim | None = None

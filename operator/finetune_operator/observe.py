@@ -11,10 +11,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import ValidationError
-
 from finetune_api import labels
-from finetune_api.spec import STEERING, FineTuneJobSpec, Metadata
+from finetune_api.schema import unknown_fields
+from finetune_api.spec import STEERING, FineTuneJobSpec, Metadata, read_spec
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import facts
 from finetune_operator.cluster import Cluster, Kind
@@ -106,20 +105,12 @@ def _bare(body: Object) -> Observed:
     """What the object itself says, whichever release wrote it; a failed job whose limits were raised, brought back."""
     metadata = Metadata.model_validate(body["metadata"])
     status = FineTuneJobStatus.read(body.get("status", {}))
-    spec, problem = _read_spec(body["spec"])
+    spec, problem = read_spec(body["spec"])
     back = brought_back(spec, status)
     if back is not None:
         return Observed(metadata, spec, back, stored=status)
-    return Observed(metadata, spec, status, problem=problem)
-
-
-def _read_spec(spec: Object) -> tuple[FineTuneJobSpec | None, str]:
-    """The spec, fields that this release does not know left out; else None, and why it cannot be read."""
-    try:
-        return FineTuneJobSpec.model_validate(spec, extra="ignore"), ""
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        return None, f"spec.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    unknown = tuple(unknown_fields(FineTuneJobSpec, body["spec"], "spec")) if status.run is None else ()
+    return Observed(metadata, spec, status, problem=problem, unknown=unknown)
 
 
 def _spec_of_run(live: Object, bare: Observed, run: Object | None) -> tuple[FineTuneJobSpec | None, str]:
@@ -131,9 +122,9 @@ def _spec_of_run(live: Object, bare: Observed, run: Object | None) -> tuple[Fine
         frozen = json.loads(run["data"][labels.RUN_FILE])["spec"]
     except (ValueError, KeyError, TypeError):
         return None, bare.problem
-    spec, problem = _read_spec(frozen)
+    spec, problem = read_spec(frozen)
     for name in STEERING if spec else ():
-        with_field, _ = _read_spec({**frozen, **({name: live[name]} if name in live else {})})
+        with_field, _ = read_spec({**frozen, **({name: live[name]} if name in live else {})})
         if with_field is not None:
             frozen, spec = {**frozen, **({name: live[name]} if name in live else {})}, with_field
     return spec, problem

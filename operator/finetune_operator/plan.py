@@ -180,8 +180,11 @@ def _with_kept_workspace(seen: Situation, verdict: Verdict) -> Verdict:
 
 
 def _after_the_end(observed: Observed, now: datetime) -> Plan:
-    """Nothing but to delete the job in time, if that is asked for."""
-    rest = Plan(progress=observed.status.progress)
+    """Nothing but to delete the job in time, if that is asked for, and to say that an edit was seen."""
+    status, generation = None, observed.metadata.generation
+    if observed.status.observed_generation != generation:
+        status = observed.status.model_copy(update={"observed_generation": generation, "progress": None})
+    rest = Plan(status=status, progress=observed.status.progress)
     ttl = observed.spec.ttl_seconds_after_finished if observed.spec else None
     if ttl is None or observed.status.finished_at is None:
         return rest

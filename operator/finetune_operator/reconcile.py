@@ -155,7 +155,7 @@ class Reconciler:
         created."""
         if decided.status_first and decided.status is not None:
             body, absent = await self._writer.status(key, body, decided.status)
-            if "run" in absent and decided.create:
+            if "run" in absent and any(one["kind"] == "ConfigMap" for one in decided.create):
                 return body, Obstacle(Reason.DEFINITION_OUTDATED, "the definition of FineTuneJob has no status.run")
         for job in decided.delete:
             await self._cluster.delete(JOBS, job.namespace, job.name, job.uid)

@@ -203,8 +203,11 @@ def _conditions(observed: Observed, reached: Milestones, verdict: Verdict, now: 
     """All conditions, in the order of a job's life; those that another release of the operator knows are kept."""
     said: dict[ConditionType, Words] = {}
     is_rejected = verdict.reason is Reason.BAD_SPEC
+    left_out = condition(observed.status, ConditionType.ACCEPTED).message if observed.status.run else ""
+    if observed.unknown:
+        left_out = f"not known to this release of the operator, and not used: {', '.join(observed.unknown)}"
     said[ConditionType.ACCEPTED] = (
-        (False, Reason.BAD_SPEC, verdict.message) if is_rejected else (True, Reason.ACCEPTED, "")
+        (False, Reason.BAD_SPEC, verdict.message) if is_rejected else (True, Reason.ACCEPTED, left_out)
     )
     if reached.is_prepared:
         said[ConditionType.PREPARED] = (True, Reason.PREPARED, _prepared_message(reached))

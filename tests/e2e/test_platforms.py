@@ -146,7 +146,7 @@ def test_data_that_the_pods_user_may_not_read(jobs: Jobs, tiny_model: str) -> No
 
 def test_evictions_in_a_row(jobs: Jobs, tiny_model: str) -> None:
     """Each costs seconds; by the Kubernetes Job's own back-off the fourth would wait for 80."""
-    name = jobs.apply(tiny_job("hunted", tiny_model, resources=RESOURCES))
+    name = jobs.apply(tiny_job("hunted", tiny_model, data="few.jsonl", resources=RESOURCES))
     for number in range(1, 5):
         pod = jobs.until(
             name, lambda job, number=number: attempts(job) == number and phase(job) == "Training", f"attempt {number}"

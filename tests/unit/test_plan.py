@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from finetune_api.labels import stage_job_name
 from finetune_api.reasons import Phase, Reason
 from finetune_api.run import Run
+from finetune_api.spec import read_spec
 from finetune_api.status import Artifact, Attempt, FineTuneJobStatus, Usage
 from finetune_operator.facts import (
     STAGES,
@@ -206,6 +207,33 @@ def test_a_publish_whose_report_is_lost_runs_again_whatever_failed_before_it() -
     assert [job.stage for job in decided.delete] == ["publish"]
     assert decided.status is not None
     assert reason(decided.status) == Reason.RETRYING
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"method": {"novel": {}}}, "spec.method"),
+        ({"objective": {"novel": {}}}, "spec.objective"),
+        ({"dataset": {"train": [{"uri": "pvc://a/b"}], "validation": {"novel": 1}}}, "spec.dataset.validation"),
+        ({"training": {"optimizer": "novel"}}, "spec.training.optimizer"),
+    ],
+)
+def test_a_spec_whose_choice_is_not_known_is_not_read_as_another(changes: dict[str, Any], place: str) -> None:
+    """A member of a union, or a value, of a later release: nothing takes its place."""
+    found, problem = read_spec(spec().to_wire() | changes)
+    assert found is None
+    assert place in problem
+
+
+def test_an_edit_of_a_finished_job_is_acknowledged() -> None:
+    """Tools compare generations: one that is never observed looks like work that never ends."""
+    publish = [stage_job("publish", is_complete=True), ended("publish", 0, message=ARTIFACT)]
+    done = after(observed(*publish, stage_job("prepare", is_complete=True), stage_job("train", is_complete=True)))
+    seen = replace(observed(status=done), metadata=METADATA.model_copy(update={"generation": 5}))
+    status = decide(seen).status
+    assert status is not None
+    assert status.observed_generation == 5
+    assert decide(replace(seen, status=status)) == Plan()
 
 
 def test_the_time_to_live_counts_from_the_end() -> None:
