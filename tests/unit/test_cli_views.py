@@ -291,8 +291,8 @@ def test_the_description_of_a_job_that_waits_tells_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("spec", "problem"),
     [
-        ({"method": {"novel": {}}}, "its objective or method is not known here"),
-        ({"objective": {"novel": {}}}, "its objective or method is not known here"),
+        ({"method": {"novel": {}}}, "what is set is not known here"),
+        ({"objective": {"novel": {}}}, "what is set is not known here"),
         ({"training": {"precision": "fp4"}}, "spec.training.precision"),
         ({"model": None}, "spec.model"),
     ],
