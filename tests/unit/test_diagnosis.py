@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from finetune_api.reasons import Reason
-from finetune_operator.diagnosis import ending, obstacle, stage_report
+from finetune_operator.diagnosis import ending, obstacle, refused, stage_report
 from finetune_operator.facts import Waiting
 from unit.observed import NOW, at, ended, pod, running
 
@@ -149,3 +149,64 @@ def test_a_cache_that_lags_is_no_obstacle() -> None:
     lagging = replace(fresh, complaints=("failed to sync configmap cache: timed out",))
     assert obstacle(fresh, NOW) is None
     assert obstacle(lagging, NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "fields", "reason"),
+    [
+        (422, "spec.template.spec.tolerations[0].key: Invalid", ("spec.template.spec.tolerations[0].key",), "BadSpec"),
+        (422, "ValidatingAdmissionPolicy 'x' denied request: no team", ("",), "PolicyDenied"),
+        (422, 'admission webhook "v.example" denied the request: no', ("spec.template",), "PolicyDenied"),
+        (400, 'admission webhook "v.example" denied the request: no', (), "PolicyDenied"),
+        (403, 'jobs.batch "a" is forbidden: namespace a is being terminated', (), "PolicyDenied"),
+        (403, "exceeded quota: t, requested: count/jobs.batch=1, used: count/jobs.batch=5", (), "JobQuotaExceeded"),
+        (
+            403,
+            "exceeded quota: team, requested: requests.storage=20Gi, used: 0, limited: requests.storage=3Gi",
+            (),
+            "QuotaExceeded",
+        ),
+        (403, "failed quota: team: must specify limits.cpu for: istio-proxy", (), "QuotaExceeded"),
+        (403, "maximum memory usage per Container is 1Gi, but limit is 8Gi", (), "LimitRange"),
+        (403, "minimum storage usage per PersistentVolumeClaim is 1Gi, but request is 1Mi", (), "LimitRange"),
+        (
+            403,
+            'jobs.batch is forbidden: User "system:serviceaccount:a:b" cannot create resource "jobs"',
+            (),
+            "OperatorForbidden",
+        ),
+        (500, 'failed calling webhook "v.example": connection refused', (), "ServerUnavailable"),
+        (504, "context deadline exceeded", (), "ServerUnavailable"),
+        (429, "too many requests", (), "ServerUnavailable"),
+        (0, "TimeoutError()", (), "ServerUnavailable"),
+    ],
+)
+def test_what_a_refused_child_means(status: int, message: str, fields: tuple[str, ...], reason: str) -> None:
+    """Only what the server blames a field of ours for is the spec's fault, and ends the job; all else is waited for."""
+    assert refused(status, message, fields).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("words", "is_own"),
+    [
+        ('Usage of EmptyDir volume "tmp" exceeds the limit "4Gi". ', True),
+        ('Container trainer exceeded its local ephemeral storage limit "2Gi". ', True),
+        ("Pod ephemeral local storage usage exceeds the total limit of containers 2Gi. ", True),
+        (
+            "The node was low on resource: memory. Container trainer was using 9Gi, has larger consumption of memory. ",
+            True,
+        ),
+        (
+            "The node was low on resource: memory. Container istio was using 9Gi, has larger consumption of memory. ",
+            False,
+        ),
+        ("The node was low on resource: ephemeral-storage. ", False),
+        ("The node had condition: [DiskPressure]. ", False),
+    ],
+)
+def test_whose_fault_an_eviction_is(words: str, is_own: bool) -> None:
+    """What the pod used itself counts as a try, whatever code its trainer ended with; a full node does not."""
+    evicted = ended("train", 143, end_reason="Evicted", end_message=words, disruption="" if is_own else "evicted")
+    end = ending(evicted)
+    assert end is not None
+    assert end.reason is (Reason.EVICTED if is_own else Reason.PREEMPTED)
