@@ -43,6 +43,8 @@ from finetune_operator.status import (
 
 Object = dict[str, Any]
 
+UNMADE_SECONDS = 8
+"""After a creation: nobody tells when a Kubernetes Job cannot make its pod."""
 SOON_SECONDS = 0.05
 """After a deletion: what takes its place is made once it is seen to be gone."""
 IDLE_SECONDS = 10
@@ -143,7 +145,9 @@ def plan(observed: Observed, settings: Settings, now: datetime) -> Plan:
         status_first=not verdict.is_over and bool(deletions or creations) and _is_news(observed, status),
         progress=settled_progress(observed, verdict, now),
         events=_events(observed, status),
-        requeue_after=SOON_SECONDS if deletions and not verdict.is_over else _requeue_after(seen, verdict),
+        requeue_after=SOON_SECONDS
+        if deletions and not verdict.is_over
+        else _requeue_after(seen, verdict, bool(creations)),
         workspace=_fate(seen, verdict),
     )
 
@@ -598,7 +602,7 @@ def _with_artifacts(seen: Situation) -> FineTuneJobSpec:
     return seen.spec.resolved().with_artifacts(_artifacts(seen))
 
 
-def _requeue_after(seen: Situation, verdict: Verdict) -> float | None:
+def _requeue_after(seen: Situation, verdict: Verdict, creates: bool) -> float | None:
     """When time alone will change the verdict, or when to look at what nobody tells."""
     observed, now = seen.observed, seen.now
     if verdict.is_over:
@@ -616,6 +620,8 @@ def _requeue_after(seen: Situation, verdict: Verdict) -> float | None:
         )
     elif seen.job is not None and seen.newest is None and not seen.job.is_suspended:
         waits.append(_backed_off(seen.job.started_at, now, 5, 60))
+    if creates:
+        waits.append(UNMADE_SECONDS)
     remaining = _seconds_left(seen)
     if remaining is not None and any(pod.is_running for pod in observed.pods):
         waits.append(max(0.0, remaining))

@@ -15,9 +15,9 @@ import yaml
 
 from cluster.control_plane import ControlPlane
 from cluster.paths import ClusterError
-from contract.chart import CHART, JOB_VERBS, LEASE_VERBS, ROOT, VALUE_SETS, bundle, helm, manifests, only
+from contract.chart import CHART, JOB_VERBS, LEASE_VERBS, VALUE_SETS, bundle, helm, manifests, only
 from finetune_api import labels
-from integration.kubelet import JOBS, Api, Job, eventually
+from integration.kubelet import JOBS, Api, Job, eventually, install_definition
 
 pytestmark = pytest.mark.integration
 
@@ -49,8 +49,7 @@ def prepared(audit_log: Path) -> Iterator[ControlPlane]:
     # As on OpenShift: who makes a child must be allowed to hold up its owner's deletion (finetunejobs/finalizers).
     strict = "--enable-admission-plugins=OwnerReferencesPermissionEnforcement"
     with ControlPlane(api_server_flags=(*flags, strict)) as plane:
-        plane.kubectl("apply", "--server-side", "-f", str(ROOT / "crds/finetunejobs.yaml"))
-        plane.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev", "--timeout=30s")
+        install_definition(plane)
         plane.kubectl("apply", "-f", "-", document=bundle(items))
         yield plane
 

@@ -159,4 +159,4 @@ def test_evictions_in_a_row(jobs: Jobs, tiny_model: str) -> None:
 
 
 def attempts(job: Object) -> int:
-    return len(job["status"].get("attempts", []))
+    return len(job.get("status", {}).get("attempts", []))

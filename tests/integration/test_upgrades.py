@@ -114,7 +114,7 @@ def test_a_definition_newer_than_the_operator_hurts_no_job(
     fresh = create_job(api, namespace, "fresh", training={"epochs": 1})
     live(fresh)
     fresh.wait_phase("Succeeded")
-    assert "not used: spec.model.addedLater" in fresh.condition("Accepted")["message"]
+    assert "spec.model.addedLater" in fresh.condition("Accepted")["message"]
     assert {name: job.status() for name, job in jobs.items()} == before
     pod = jobs["trains"].pods("train")[-1]
     pod.end(0, {"stage": "train", **TRAINED})
