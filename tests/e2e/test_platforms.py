@@ -11,7 +11,7 @@ import pytest
 
 import tiny
 from e2e.courier import Courier
-from e2e.jobs import Jobs, condition, has_reason, phase
+from e2e.jobs import Jobs, condition, has_reason, steps
 from e2e.kubectl import Kubectl, Object
 from e2e.test_interruptions import RESOURCES, evict, tiny_job
 
@@ -148,10 +148,9 @@ def test_evictions_in_a_row(jobs: Jobs, tiny_model: str) -> None:
     """Each costs seconds; by the Kubernetes Job's own back-off the fourth would wait for 80."""
     name = jobs.apply(tiny_job("hunted", tiny_model, data="few.jsonl", resources=RESOURCES))
     for number in range(1, 5):
-        pod = jobs.until(
-            name, lambda job, number=number: attempts(job) == number and phase(job) == "Training", f"attempt {number}"
-        )  # type: ignore[misc]
-        evict(jobs.kubectl, pod["status"]["attempts"][-1]["pod"])
+        is_far = lambda job, number=number: attempts(job) == number and steps(job) >= 30 * number  # noqa: E731
+        job = jobs.until(name, is_far, f"attempt {number} gets further")
+        evict(jobs.kubectl, job["status"]["attempts"][-1]["pod"])
     status = jobs.until_succeeded(name)["status"]
     assert status["recovery"]["restarts"] == 4
     names = {pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] for pod in jobs.pods(name, "train")}

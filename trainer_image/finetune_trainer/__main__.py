@@ -3,8 +3,15 @@
 It decides nothing but what is imported: each stage, and each run, pays only for what it uses.
 """
 
-import argparse
 import os
+import signal
+
+if os.getpid() == 1:
+    # Process 1 of a container has no default action: a pod that is evicted while its trainer is still being imported
+    # would run on until it is killed. The stage's own handler takes over from this one.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+
+import argparse
 import sys
 from pathlib import Path
 
