@@ -112,6 +112,8 @@ class StageJob:
     name: str
     uid: str
     stage: StageName
+    limit: int = 0
+    """Failures after which it fails by itself."""
     is_suspended: bool = False
     is_complete: bool = False
     failure: str = ""
@@ -289,6 +291,7 @@ def stage_job(body: Object, complaints: Iterable[str] = (), is_gone: bool = Fals
         name=metadata["name"],
         uid=metadata["uid"],
         stage=metadata["labels"][labels.STAGE_LABEL],
+        limit=body["spec"].get("backoffLimit", 6),
         is_suspended=bool(body["spec"].get("suspend")),
         is_complete="Complete" in conditions,
         failure=failed.get("reason", "Failed") if failed else "",

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from finetune_api import labels
 from finetune_api import status as api
+from finetune_api.exits import ExitCode
 from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator import objects
@@ -247,6 +248,8 @@ def _exhausted(seen: Situation) -> Verdict | None:
     is_spent = tries > seen.spec.retry.limit and end is not None and end.reason not in FREE
     if not is_spent and job.failure in ("", "BackoffLimitExceeded"):
         return None
+    if not job.failure and _fails_by_itself(seen, job):
+        return None  # within a second: ended by us instead, it would take its pods and their logs along
     reason, message = (end.reason, end.message) if end else (Reason.RETRY_LIMIT_EXCEEDED, job.failure_message)
     if reason in (*FREE, Reason.RETRYING):
         reason = Reason.RETRY_LIMIT_EXCEEDED
@@ -258,6 +261,13 @@ def _exhausted(seen: Situation) -> Verdict | None:
         return _failed(Reason.ARTIFACT_PUSH_FAILED, message)
     verdict = _failed(reason, message)
     return replace(verdict, message=f"{verdict.message} The trained weights are kept on the workspace.")
+
+
+def _fails_by_itself(seen: Situation, job: StageJob) -> bool:
+    """Whether the Job controller, too, counts more failures than it is to bear."""
+    ended = [pod for pod in seen.observed.tries(seen.stage) if pod.is_over and not pod.gone_at and not pod.disruption]
+    codes = [pod.termination.exit_code for pod in ended if pod.termination is not None]
+    return len([code for code in codes if code not in (0, ExitCode.STOPPED, ExitCode.TERMINATED)]) > job.limit
 
 
 def _deadline(seen: Situation) -> Verdict | None:

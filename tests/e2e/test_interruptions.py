@@ -173,7 +173,8 @@ def with_replicas(operator: Kubectl, count: int) -> None:
 
 def test_out_of_memory(jobs: Jobs, tiny_model: str) -> None:
     """A training pod killed for its memory fails the job as OutOfMemory, with advice."""
-    limits = {"resources": RESOURCES | {"memory": "1200Mi"}, "retry": {"limit": 0}}
+    # Without a checkpoint: a try that got the run further would not be counted.
+    limits = {"resources": RESOURCES | {"memory": "1200Mi"}, "retry": {"limit": 0}, "checkpoint": {"everySteps": 5000}}
     name = jobs.apply(tiny_job("crowded", tiny_model, **limits))
     jobs.until_step(name, MIDDLE)
     (pod,) = jobs.pods(name, "train")

@@ -207,6 +207,7 @@ def test_tries_that_run_out(submit: Submit, code: int) -> None:
     pod.start()
     pod.end(code)
     job.wait_reason("InternalError", "Failed", SOON)
+    assert [one.name for one in job.pods("prepare")] == [pod.name], "its log is there to be read"
 
 
 @pytest.mark.parametrize("code", [75, 143, 137])
