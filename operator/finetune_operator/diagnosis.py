@@ -135,8 +135,9 @@ def obstacle(pod: Pod, now: datetime) -> Obstacle | None:
         return Obstacle(Reason.IMAGE_PULL_FAILED, _said(wait))
     if (wait := next((one for one in pod.waits if one.reason in _CANNOT_START), None)) is not None:
         return Obstacle(Reason.POD_NOT_STARTING, _said(wait))
-    # The kubelet's caches lag behind a fresh pod; it says so once and goes on.
-    stuck = [text for text in pod.complaints if "failed to sync" not in text]
+    # The kubelet's caches lag behind a fresh pod; it says so once and goes on. What the scheduler said is over.
+    passing = ("failed to sync", "FailedScheduling: ")
+    stuck = [text for text in pod.complaints if not any(words in text for words in passing)]
     if not stuck:
         return None
     where = f" (pod {pod.name} on node {pod.node})" if pod.node else ""

@@ -265,7 +265,8 @@ def _exhausted(seen: Situation) -> Verdict | None:
 
 def _fails_by_itself(seen: Situation, job: StageJob) -> bool:
     """Whether the Job controller, too, counts more failures than it is to bear."""
-    ended = [pod for pod in seen.observed.tries(seen.stage) if pod.is_over and not pod.gone_at and not pod.disruption]
+    # The kubelet tells of the container's end first, and of the pod's a moment later.
+    ended = [pod for pod in seen.observed.tries(seen.stage) if not (pod.gone_at or pod.disruption or pod.others)]
     codes = [pod.termination.exit_code for pod in ended if pod.termination is not None]
     return len([code for code in codes if code not in (0, ExitCode.STOPPED, ExitCode.TERMINATED)]) > job.limit
 

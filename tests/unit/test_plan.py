@@ -225,6 +225,15 @@ def test_a_spec_whose_choice_is_not_known_is_not_read_as_another(changes: dict[s
     assert place in problem
 
 
+def test_a_job_that_kubernetes_fails_anyway_keeps_its_pods() -> None:
+    """The container has ended and the pod not quite: deleted now, the Job would take the log along."""
+    failing = replace(ended("train", 70), phase="Running")
+    seen = observed(stage_job("prepare", is_complete=True), stage_job("train"), failing, spec=spec(retry={"limit": 0}))
+    assert (decide(seen).delete, after(seen).phase) == ((), Phase.TRAINING)
+    failed = replace(seen, jobs={**seen.jobs, "train": stage_job("train", failure="BackoffLimitExceeded")})
+    assert (decide(failed).delete, after(failed).phase) == ((), Phase.FAILED)
+
+
 def test_an_edit_of_a_finished_job_is_acknowledged() -> None:
     """Tools compare generations: one that is never observed looks like work that never ends."""
     publish = [stage_job("publish", is_complete=True), ended("publish", 0, message=ARTIFACT)]
