@@ -92,7 +92,7 @@ def installed_operator(kubectl: Kubectl, images: Images) -> Iterator[Kubectl]:
         "--wait",
         "--timeout=180s",
         *image_values(images),
-        *("--set-json", 'extraEnv=[{"name": "FINETUNE_CONTAINER_GRACE", "value": "5"}]'),
+        "--set=trainer.containerGraceSeconds=5",
     )
     try:
         yield system
