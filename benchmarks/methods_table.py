@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
+from finetune_api.crd import field_docstrings
 from finetune_api.methods import Method, MethodOptions
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +86,7 @@ def _said(options: type[MethodOptions]) -> str:
 
 
 def _paper(options: type[MethodOptions]) -> str:
-    found = re.search(r"arXiv:(\d+\.\d+)", (options.__doc__ or "") + json.dumps(options.model_json_schema()))
+    found = re.search(r"arXiv:(\d+\.\d+)", " ".join([options.__doc__ or "", *field_docstrings(options).values()]))
     return f"[{found[1]}](https://arxiv.org/abs/{found[1]})" if found else ""
 
 

@@ -27,14 +27,13 @@ class Rule:
 
 
 class Model(BaseModel):
-    """A frozen object of the contract; its attribute docstrings become the descriptions of `kubectl explain`."""
+    """A frozen object of the contract; the docstrings of its fields become the descriptions of `kubectl explain`."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,
         populate_by_name=True,
         extra="forbid",
         frozen=True,
-        use_attribute_docstrings=True,
         allow_inf_nan=False,
         defer_build=True,  # a process builds the types that it uses, when it does
     )
