@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from finetune_api.schema import Model, model_of
 
 Text = Annotated[str, Field(max_length=4096)]
 Word = Annotated[str, Field(max_length=256)]
 Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
+CONDITIONS = 32
+"""More than this release has types: room for those of others."""
 
 
 class Condition(Model):
@@ -302,7 +304,8 @@ class FineTuneJobStatus(Model):
     conditions: Annotated[
         list[Condition],
         Field(
-            max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+            max_length=CONDITIONS,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = []
     """The truth; phase is derived from them."""
@@ -332,19 +335,10 @@ class FineTuneJobStatus(Model):
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> "FineTuneJobStatus":
-        """What can be read of a stored status, whoever wrote it: a field that is not understood hides no other one."""
-        try:
-            return cls.model_validate(stored, extra="ignore")
-        except ValidationError:
-            found: dict[str, Any] = {}
-            for name, field in cls.model_fields.items():
-                alias = field.alias or name
-                part, value = model_of(field.annotation), stored.get(alias)
-                if part is not None and isinstance(value, list):
-                    value = [item for item in value if _can_be(part, item)]
-                if _can_be(cls, {alias: value}):
-                    found[name] = getattr(cls.model_validate({alias: value}, extra="ignore"), name)
-            return cls().model_copy(update=found)
+        """What can be read of a stored status, whoever wrote it: a field that is not understood hides no other one, and
+        nothing is too long, because another release may allow more."""
+        found: FineTuneJobStatus | None = _read(cls, stored)
+        return found or cls()
 
     def over(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """This status as it is to be written over a stored one: what a newer operator put there stays."""
@@ -354,12 +348,44 @@ class FineTuneJobStatus(Model):
         return _over(type(self), stored, new, type(self).read(stored).to_wire())
 
 
-def _can_be(model: type[Model], value: Any) -> bool:
+def _read(model: type[Model], stored: Any) -> Any:
+    """`stored` as a `model`, without those of its parts that `model` does not understand; None where a required one is among them."""
     try:
-        model.model_validate(value, extra="ignore")
+        return model.model_validate(stored, extra="ignore")
     except ValidationError:
-        return False
-    return True
+        if not isinstance(stored, Mapping):
+            return None
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        value, part = stored.get(field.alias or name), model_of(field.annotation)
+        if part is None:
+            found[name] = _scalar(model, name, value)
+        elif isinstance(value, list):
+            found[name] = [item for item in (_read(part, one) for one in value) if item is not None]
+        else:
+            found[name] = _read(part, value)
+    known = {name: value for name, value in found.items() if value is not None}
+    if any(field.is_required() and name not in known for name, field in model.model_fields.items()):
+        return None
+    return model.model_construct(**known)
+
+
+def _scalar(model: type[Model], name: str, value: Any) -> Any:
+    """The value as the type of that field; None if it is none. One that is only too long is taken as it is."""
+    try:
+        return _type(model, name).validate_python(value)
+    except ValidationError as problem:
+        is_long = all(error["type"] in ("string_too_long", "too_long") for error in problem.errors())
+        return value if is_long else None
+
+
+@cache
+def _type(model: type[Model], name: str) -> TypeAdapter[Any]:
+    field = model.model_fields[name]
+    annotation: Any = field.annotation
+    for constraint in field.metadata:
+        annotation = Annotated[annotation, constraint]
+    return TypeAdapter(annotation)
 
 
 def _over(
@@ -378,7 +404,7 @@ def _over(
         if isinstance(value, dict):
             written[alias] = _over(part, value, new[alias], read.get(alias, {}))
         elif isinstance(value, list):
-            written[alias] = _items_over(part, value, new[alias])
+            written[alias] = _items_over(part, value, new[alias], read.get(alias, []))
     return written
 
 
@@ -388,9 +414,14 @@ def _parts(model: type[Model]) -> dict[str, type[Model] | None]:
     return {field.alias or name: model_of(field.annotation) for name, field in model.model_fields.items()}
 
 
-def _items_over(model: type[Model], stored: list[Any], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same for the items of a list. The first field of an item is its key."""
+def _items_over(
+    model: type[Model], stored: list[Any], new: list[dict[str, Any]], read: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The same for the items of a list. The first field of an item is its key; what has one that `read` does not hold
+    could not be read, and stays."""
     name, field = next(iter(model.model_fields.items()))
     first = field.alias or name
-    before = {item.get(first): item for item in stored if isinstance(item, dict)}
-    return [_over(model, before.get(item.get(first), {}), item, item) for item in new]
+    before = {item[first]: item for item in stored if isinstance(item, dict) and first in item}
+    taken = {item.get(first) for item in (*new, *read)}
+    kept = [item for key, item in before.items() if key not in taken]
+    return [*kept, *(_over(model, before.get(item.get(first), {}), item, item) for item in new)]

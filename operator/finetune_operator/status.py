@@ -225,7 +225,8 @@ def _conditions(observed: Observed, reached: Milestones, verdict: Verdict, now: 
         said[ConditionType.FAILED] = (True, verdict.reason, verdict.message)
     said |= _for_kstatus(verdict)
     unknown = [one for one in observed.status.conditions if one.type not in set(ConditionType)]
-    return [*(_condition(observed, kind, *said[kind], now) for kind in ConditionType if kind in said), *unknown]
+    known = [_condition(observed, kind, *said[kind], now) for kind in ConditionType if kind in said]
+    return [*known, *unknown][: api.CONDITIONS]
 
 
 def _for_kstatus(verdict: Verdict) -> dict[ConditionType, Words]:
