@@ -135,7 +135,9 @@ NEXT_STEP: dict[Reason, str] = {
     Reason.STALLED: "The step count stands still: look at `finetune logs`; raising spec.restarts starts a new attempt.",
     Reason.RETRYING: "Nothing to do: the stage is tried again.",
     Reason.EVICTED: "Raise spec.podTemplate.ephemeralStorage or spec.resources.memory; it counts as a try.",
-    Reason.BAD_SPEC: "Apply the job with that field corrected under a new name, or delete it and apply it again.",
+    Reason.BAD_SPEC: (
+        "Correct that field and raise spec.restarts; where it cannot be changed, apply the job under a new name."
+    ),
     Reason.DEPENDENCY_FAILED: "Apply that job again under a new name and name it here, in a new job.",
     Reason.NAME_CONFLICT: "Delete or rename the object in the way: it belongs to somebody else.",
     Reason.DATASET_INVALID: "Correct the records and raise spec.restarts; for other fields apply it under a new name.",

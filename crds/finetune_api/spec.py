@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
-from finetune_api import labels, uris
+from finetune_api import labels
 from finetune_api.frozen import frozen
 from finetune_api.methods import Lora, Method, methods_that
 from finetune_api.pods import WAYS_OUT, NodeLabels, PodTemplate, Toleration
@@ -473,12 +473,14 @@ def jobs_named(spec: Any) -> list[str]:
 
 
 def _gather_named(part: Any, found: dict[str, None]) -> None:
-    if isinstance(part, str):
-        if part.startswith("job://"):
-            found[uris.parse(part).name] = None
-    elif isinstance(part, dict | list):
-        for below in part.values() if isinstance(part, dict) else part:
-            _gather_named(below, found)
+    """Of the values of fields that hold a URI: a prompt may begin with anything."""
+    if isinstance(part, dict):
+        uri = part.get("uri")
+        name = uri.removeprefix("job://") if isinstance(uri, str) and uri.startswith("job://") else ""
+        found |= {name: None} if name else {}
+        part = list(part.values())
+    for below in part if isinstance(part, list) else ():
+        _gather_named(below, found)
 
 
 class Metadata(Model):

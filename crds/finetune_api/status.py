@@ -349,7 +349,7 @@ class FineTuneJobStatus(Model):
 
 
 def _read(model: type[Model], stored: Any) -> Any:
-    """`stored` as a `model`, without those of its parts that `model` does not understand; None where a required one is among them."""
+    """`stored` as a `model`, without what `model` does not understand of it; None where that is a required field."""
     try:
         return model.model_validate(stored, extra="ignore")
     except ValidationError:

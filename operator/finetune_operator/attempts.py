@@ -11,7 +11,7 @@ from datetime import datetime
 from finetune_api import status as api
 from finetune_api.events import ProgressReport
 from finetune_api.reasons import Reason
-from finetune_operator.diagnosis import Ending, ending
+from finetune_operator.diagnosis import NODE_GRACE_SECONDS, Ending, ending
 from finetune_operator.facts import Observed, Pod, StageName, seconds_between, timestamp
 
 KEPT = 100
@@ -52,9 +52,24 @@ def started_at(pod: Pod) -> str | None:
     return pod.running_since or (pod.termination.started_at if pod.termination else None)
 
 
+def last_known(pod: Pod, observed: Observed, now: datetime) -> str:
+    """The latest moment at which the pod, that has not ended, is known to have run: not now, where its node is lost."""
+    end = pod.gone_at or timestamp(now)
+    if not pod.due or seconds_between(pod.due, end) < NODE_GRACE_SECONDS:
+        return end
+    page = _page(observed, started_at(pod)) if pod.stage == "train" else None
+    return (page and page.updated_at) or pod.due
+
+
 def _ended(pods: Sequence[Pod]) -> tuple[Pod, ...]:
     """Of prepare and publish only ended pods are listed: open ones would cost a write of the status for each stage."""
     return tuple(pod for pod in pods if ending(pod) is not None)
+
+
+def _began(pod: Pod) -> str | None:
+    """When it started; when it was made, if it failed before it could. None: it counts for nothing."""
+    end = ending(pod)
+    return started_at(pod) or (pod.created_at if end is not None and end.reason not in FREE else None)
 
 
 def _brought_up(
@@ -62,18 +77,19 @@ def _brought_up(
 ) -> tuple[list[api.Attempt], list[tuple[api.Attempt, api.Attempt | None]]]:
     """The attempts listed already, brought up to date, then new ones; and those that ended just now, each with the one
     before it. Pods older than the last one listed were listed once and are forgotten."""
-    started = {pod.name: pod for pod in pods if started_at(pod)}
+    there = {pod.name: pod for pod in pods}
     known = {attempt.pod for attempt in listed}
     since = max((attempt.started_at or "" for attempt in listed), default="")
-    fresh = [pod for pod in started.values() if pod.name not in known and (started_at(pod) or "") >= since]
+    began = {name: start for name, pod in there.items() if (start := _began(pod)) is not None}
+    fresh = [name for name in began if name not in known and began[name] >= since]
     attempts = list(listed)
-    for pod in sorted(fresh, key=lambda pod: started_at(pod) or ""):
+    for name in sorted(fresh, key=began.__getitem__):
         number = attempts[-1].number + 1 if attempts else 1
-        attempts.append(api.Attempt(number=number, pod=pod.name, started_at=started_at(pod)))
+        attempts.append(api.Attempt(number=number, pod=name, started_at=started_at(there[name])))
     ended = []
     for place, attempt in enumerate(attempts):
         following = attempts[place + 1].started_at if place + 1 < len(attempts) else None
-        closed = _closed(attempt, started.get(attempt.pod or ""), following, observed, now, end)
+        closed = _closed(attempt, there.get(attempt.pod or ""), following, observed, now, end)
         if closed is not None:
             attempts[place] = closed
             ended.append((closed, attempts[place - 1] if place else None))
@@ -89,14 +105,14 @@ def _closed(
     how = ending(pod) if pod else None
     if pod is not None and how is None and end is None:
         return None
-    report = _last_report(pod, how, observed)
+    report, page = _last_report(pod, how, observed), _page(observed, attempt.started_at)
     return attempt.model_copy(
         update={
             "finished_at": _finished_at(attempt, pod, following, observed, now),
             "reason": _reason(how, observed, end if pod is not None else None),
             "from_step": report.resumed_from_step if report else attempt.from_step,
-            "to_step": report.step if report else _known_step(observed),
-            "checkpoint_step": report.checkpoint_step if report else None,
+            "to_step": report.step if report else page and page.step,
+            "checkpoint_step": report.checkpoint_step if report else page and page.checkpoint_step,
         }
     )
 
@@ -108,10 +124,9 @@ def _finished_at(
     if pod is not None and pod.termination is not None and pod.termination.finished_at:
         return pod.termination.finished_at
     if pod is not None:
-        return pod.gone_at or (pod.changed_at if pod.is_over else "") or timestamp(now)
-    progress = observed.status.progress
-    seen = progress.updated_at if progress is not None and progress.stage == "train" else None
-    known = max(seen or "", attempt.started_at or "")
+        return (pod.changed_at if pod.is_over and not pod.gone_at else "") or last_known(pod, observed, now)
+    page = _page(observed, attempt.started_at)
+    known = (page and page.updated_at) or attempt.started_at or ""
     return min(known, following) if following else known
 
 
@@ -130,9 +145,10 @@ def _last_report(pod: Pod | None, how: Ending | None, observed: Observed) -> Pro
     return observed.reports.get(pod.uid) if pod else None
 
 
-def _known_step(observed: Observed) -> int | None:
-    progress = observed.status.progress
-    return progress.step if progress is not None and progress.stage == "train" else None
+def _page(observed: Observed, since: str | None) -> api.Progress | None:
+    """The last page that is stored of train, if it is younger than `since`: an operator that restarts has no other."""
+    page = observed.status.progress
+    return page if page is not None and page.stage == "train" and (page.updated_at or "") >= (since or "") else None
 
 
 Ended = Sequence[tuple[api.Attempt, api.Attempt | None]]

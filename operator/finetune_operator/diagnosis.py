@@ -235,6 +235,8 @@ def _by_report(pod: Pod, report: StageReport | None) -> Ending | None:
 def _by_exit_code(pod: Pod, report: StageReport | None) -> Ending:
     assert pod.termination is not None
     code, place = pod.termination.exit_code, f"the {pod.stage} container"
+    if pod.termination.reason == "ContainerStatusUnknown":
+        return Ending(Reason.RETRYING, f"the kubelet lost {place}, and does not know how it ended", report)
     if pod.termination.reason == "OOMKilled" or code == ExitCode.KILLED:
         return Ending(
             Reason.OUT_OF_MEMORY, f"{place} was killed: it needed more memory than resources.memory allows", report

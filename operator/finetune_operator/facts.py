@@ -124,6 +124,8 @@ class StageJob:
     """It was deleted; this is what it said last."""
     started_at: str = ""
     """Since when its controller works on it."""
+    queue: str = ""
+    """The queue of Kueue that admits it; its own webhook may have put it there."""
     inputs: str = ""
     """Digest of the editable part of the spec that its pods are made from; empty: not known."""
     complaints: tuple[str, ...] = ()
@@ -204,6 +206,10 @@ class Observed:
     """Objects in the way: they have the name of a child and another owner."""
     refusal: tuple[Reason, str] | None = None
     """What the API server answered when a child was to be created."""
+    kept_job: tuple[Reason, str] | None = None
+    """The same when a Kubernetes Job was to be deleted."""
+    kept_workspace: str = ""
+    """The same when the workspace of a job that has ended was to be deleted, or let go."""
     named_jobs: Mapping[str, NamedJob] = field(default_factory=dict)
     """The jobs that the spec names, and those that they wait for, by name; one that is missing does not exist. Read
     until the run is frozen."""
@@ -299,6 +305,7 @@ def stage_job(body: Object, complaints: Iterable[str] = (), is_gone: bool = Fals
         is_deleting="deletionTimestamp" in metadata,
         is_gone=is_gone,
         started_at=body.get("status", {}).get("startTime", ""),
+        queue=metadata["labels"].get(labels.KUEUE_QUEUE_LABEL, ""),
         inputs=metadata.get("annotations", {}).get(labels.INPUTS_ANNOTATION, ""),
         complaints=tuple(complaints),
     )

@@ -113,7 +113,7 @@ def stage_job(
         "parallelism": 1,
         # Never two pods on one workspace: the next one waits until the last has ended.
         "podReplacementPolicy": "Failed",
-        "podFailurePolicy": {"rules": [_permanent_failures(), _disruptions(), _stops()]},
+        "podFailurePolicy": {"rules": [_disruptions(), _permanent_failures(), _stops()]},
         # Said, so that no policy of the cluster says less: it lives as long as the FineTuneJob.
         "ttlSecondsAfterFinished": TTL_SECONDS,
         "template": template,

@@ -13,14 +13,14 @@ from typing import Any
 
 from finetune_api import labels
 from finetune_api.schema import unknown_fields
-from finetune_api.spec import STEERING, FineTuneJobSpec, Metadata, read_spec
+from finetune_api.spec import EDITABLE, STEERING, FineTuneJobSpec, Metadata, read_spec
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import facts
 from finetune_operator.cluster import Cluster, Kind
 from finetune_operator.departed import Departed
 from finetune_operator.facts import STAGES, Claim, NamedJob, Observed, Pod
 from finetune_operator.pods import RUN_PART, WORKSPACE_PART
-from finetune_operator.status import brought_back, is_finished, present_stage
+from finetune_operator.status import brought_back, is_edited_after_its_end, is_finished, present_stage
 
 Object = dict[str, Any]
 
@@ -43,7 +43,7 @@ async def observe(cluster: Cluster, body: Object, departed: Departed, thorough: 
     """
     bare = _bare(body)
     if is_finished(bare.status):
-        return bare
+        return await _edited(cluster, bare) if is_edited_after_its_end(bare.metadata, bare.status) else bare
     if bare.status.phase is None and bare.spec is not None and not thorough:
         return replace(bare, named_jobs=await _named_jobs(cluster, bare))
     metadata = bare.metadata
@@ -78,9 +78,17 @@ async def observe(cluster: Cluster, body: Object, departed: Departed, thorough: 
     )
 
 
+async def _edited(cluster: Cluster, bare: Observed) -> Observed:
+    """A finished job that was edited: what becomes of its workspace may have been."""
+    name = labels.child_name(bare.metadata.name, bare.metadata.uid, WORKSPACE_PART)
+    claim = await cluster.get(CLAIMS, bare.metadata.namespace, name)
+    return replace(bare, workspace=_Children.sorted_out(bare.metadata.uid, [claim], has_begun=True).workspace)
+
+
 async def _pods(cluster: Cluster, bodies: Sequence[Object], departed: Sequence[Pod]) -> tuple[Pod, ...]:
     """The pods that are there, then those that were: oldest first."""
-    there = [await _pod(cluster, body) for body in bodies]
+    # One that wears our label and names no stage is not ours.
+    there = [await _pod(cluster, body) for body in bodies if labels.STAGE_LABEL in body["metadata"]["labels"]]
     known = {pod.uid for pod in there}
     return tuple(sorted([*there, *(pod for pod in departed if pod.uid not in known)], key=lambda pod: pod.created_at))
 
@@ -123,11 +131,23 @@ def _spec_of_run(live: Object, bare: Observed, run: Object | None) -> tuple[Fine
     except (ValueError, KeyError, TypeError):
         return None, bare.problem
     spec, problem = read_spec(frozen)
-    for name in STEERING if spec else ():
-        with_field, _ = read_spec({**frozen, **({name: live[name]} if name in live else {})})
+    for path in (*STEERING, *EDITABLE) if spec else ():
+        edited = _with_field(frozen, live, path.split("."))
+        with_field, _ = read_spec(edited)
         if with_field is not None:
-            frozen, spec = {**frozen, **({name: live[name]} if name in live else {})}, with_field
+            frozen, spec = edited, with_field
     return spec, problem
+
+
+def _with_field(base: Object, live: Object, path: Sequence[str]) -> Object:
+    """`base` with the field at the path as it is in `live`: absent where it is absent there."""
+    first, *rest = path
+    if rest:
+        part = live.get(first)
+        return {**base, first: _with_field(base.get(first, {}), part if isinstance(part, dict) else {}, rest)}
+    return {name: value for name, value in base.items() if name != first} | (
+        {first: live[first]} if first in live else {}
+    )
 
 
 class _Children:

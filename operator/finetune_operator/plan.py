@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from finetune_api import labels
 from finetune_api import status as api
-from finetune_api.exits import ExitCode
-from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_api.exits import PERMANENT, ExitCode
+from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator import objects
-from finetune_operator.attempts import FREE, History, history
+from finetune_operator.attempts import FREE, History, history, last_known
 from finetune_operator.diagnosis import (
     Ending,
     ending,
@@ -23,17 +23,32 @@ from finetune_operator.diagnosis import (
     stuck_in_deletion,
     unmade,
 )
-from finetune_operator.facts import Observed, Pod, StageJob, StageName, digest, moment, seconds_between, timestamp
+from finetune_operator.facts import (
+    STAGES,
+    Observed,
+    Pod,
+    StageJob,
+    StageName,
+    digest,
+    moment,
+    seconds_between,
+    timestamp,
+)
 from finetune_operator.pods import kueue_labels
 from finetune_operator.settings import Settings
 from finetune_operator.status import (
+    BARRED,
     PHASES,
     Milestones,
     Verdict,
+    brought_back,
     condition,
     dependencies,
+    has_restarts_left,
     is_complete,
+    is_edited_after_its_end,
     is_finished,
+    is_raised,
     is_true,
     milestones,
     settled_progress,
@@ -48,6 +63,8 @@ UNMADE_SECONDS = 8
 """After a creation: nobody tells when a Kubernetes Job cannot make its pod."""
 SOON_SECONDS = 0.05
 """After a deletion: what takes its place is made once it is seen to be gone."""
+UNSEEN_SECONDS = 2
+"""After the deletion of a Kubernetes Job that is known by its pods alone, and may be gone already."""
 IDLE_SECONDS = 10
 """A Kubernetes Job that has had no pod for so long waits for its own back-off, which grows to ten minutes."""
 TOLD = dict.fromkeys((Reason.TRAINING, Reason.SUSPENDED, Reason.SUCCEEDED, Reason.WAITING_FOR_JOB), "Normal")
@@ -132,10 +149,10 @@ def plan(observed: Observed, settings: Settings, now: datetime) -> Plan:
     verdict = judge(seen)
     if verdict.is_over:
         past = history(observed, reached.stage, now, verdict.reason)
-        verdict = _with_kept_workspace(seen, verdict)
+        verdict = _with_fate(seen, verdict)
     deletions = _deletions(seen, verdict)
     if not verdict.is_over and seen.job is not None and seen.job in deletions:
-        past = replace(past, stage=_with_another_job(past.stage))
+        past = replace(past, stage=_with_another_job(seen))
     creations, run = ((), None) if deletions else _creations(seen, verdict)
     run = run or _pinned(observed)
     status = summarise(observed, reached, past, verdict, run, now)
@@ -146,15 +163,16 @@ def plan(observed: Observed, settings: Settings, now: datetime) -> Plan:
         status_first=not verdict.is_over and bool(deletions or creations) and _is_news(observed, status),
         progress=settled_progress(observed, verdict, now),
         events=_events(observed, status),
-        requeue_after=SOON_SECONDS
-        if deletions and not verdict.is_over
-        else _requeue_after(seen, verdict, bool(creations)),
+        requeue_after=_requeue_after(seen, verdict, deletions, bool(creations), status),
         workspace=_fate(seen, verdict),
     )
 
 
-def _with_another_job(stage: api.StageStatus) -> api.StageStatus:
-    return stage.model_copy(update={"number": stage.number + 1})
+def _with_another_job(seen: Situation) -> api.StageStatus:
+    """The stage, with another Kubernetes Job; who asks for a restart gives it all its tries."""
+    stage = seen.past.stage
+    tries = 0 if has_restarts_left(seen.spec, seen.observed.status) else stage.tries
+    return stage.model_copy(update={"number": stage.number + 1, "tries": tries})
 
 
 def _is_news(observed: Observed, new: api.FineTuneJobStatus) -> bool:
@@ -168,33 +186,58 @@ def _is_news(observed: Observed, new: api.FineTuneJobStatus) -> bool:
 def _fate(seen: Situation, verdict: Verdict) -> WorkspaceFate | None:
     """A record must not hold a disk; a failure must not lose one."""
     claim, success = seen.observed.workspace, verdict.phase == Phase.SUCCEEDED
-    if claim is None or not verdict.is_over:
+    if claim is None or not verdict.is_over or seen.observed.kept_workspace:
         return None
     if seen.spec.resources.workspace.is_deleted_after(success):
         return "delete"
     return "let go" if claim.is_owned and not success else None
 
 
-def _with_kept_workspace(seen: Situation, verdict: Verdict) -> Verdict:
-    """A failed job says where its checkpoints are, and how to be rid of them."""
-    claim = seen.observed.workspace
-    if claim is None or verdict.phase != Phase.FAILED or seen.spec.resources.workspace.is_deleted_after(False):
+def _with_fate(seen: Situation, verdict: Verdict) -> Verdict:
+    """A job that has ended says what became of its workspace, wherever that is not what everybody expects."""
+    claim, success = seen.observed.workspace, verdict.phase is Phase.SUCCEEDED
+    if claim is None:
         return verdict
-    kept = f"The workspace outlives the job: `kubectl delete pvc {claim.name}` when it is no longer needed."
-    return replace(verdict, message=f"{verdict.message} {kept}")
+    is_deleted, message = seen.spec.resources.workspace.is_deleted_after(success), verdict.message
+    outlives = f"The workspace outlives the job: `kubectl delete pvc {claim.name}` when it is no longer needed."
+    if seen.observed.kept_workspace:
+        told = f"{seen.observed.kept_workspace}. Do it by hand when the job is no longer needed."
+    elif is_deleted and not success:
+        message = message.removesuffix(NEXT_STEP.get(verdict.reason, ""))
+        told = (
+            "The workspace goes with the failure, as reclaim.onFailure says: to try again, apply it under a new name."
+        )
+    elif not is_deleted and not (success and claim.is_owned):
+        told = outlives
+    else:
+        return verdict
+    return replace(verdict, message=f"{message.strip()} {told}")
 
 
 def _after_the_end(observed: Observed, now: datetime) -> Plan:
     """Nothing but to delete the job in time, if that is asked for, and to say that an edit was seen."""
-    status, generation = None, observed.metadata.generation
-    if observed.status.observed_generation != generation:
-        status = observed.status.model_copy(update={"observed_generation": generation, "progress": None})
-    rest = Plan(status=status, progress=observed.status.progress)
+    status: api.FineTuneJobStatus | None = None
+    fate: WorkspaceFate | None = None
+    if is_edited_after_its_end(observed.metadata, observed.status):
+        status = _with_edit(observed)
+        claim, success = observed.workspace, is_true(observed.status, ConditionType.COMPLETE)
+        is_given_up = observed.spec is not None and observed.spec.resources.workspace.is_deleted_after(success)
+        fate = "delete" if claim is not None and is_given_up else None
+    rest = Plan(status=status, progress=observed.status.progress, workspace=fate)
     ttl = observed.spec.ttl_seconds_after_finished if observed.spec else None
     if ttl is None or observed.status.finished_at is None:
         return rest
     left = ttl - (now - moment(observed.status.finished_at)).total_seconds()
     return replace(rest, requeue_after=left) if left > 0 else replace(rest, expire=True)
+
+
+def _with_edit(observed: Observed) -> api.FineTuneJobStatus:
+    """The status of an ended job that was edited: seen, and where restarts was lowered, it is raised from there."""
+    limits, asked = observed.status.limits, (observed.spec.restarts or 0) if observed.spec else None
+    if limits is not None and asked is not None and asked < limits.restarts:
+        limits = limits.model_copy(update={"restarts": asked})
+    seen = {"observed_generation": observed.metadata.generation, "limits": limits, "progress": None}
+    return observed.status.model_copy(update=seen)
 
 
 def _unreadable(observed: Observed, now: datetime) -> Plan:
@@ -215,6 +258,11 @@ def judge(seen: Situation) -> Verdict:
 
 
 Rule = Callable[[Situation], Verdict | None]
+
+
+def _undeleted(seen: Situation) -> Verdict | None:
+    """What must not go on does: no end is told while a pod may still hold what it holds."""
+    return _waiting(*seen.observed.kept_job) if seen.observed.kept_job else None
 
 
 def _bad_spec(seen: Situation) -> Verdict | None:
@@ -246,13 +294,17 @@ def _exhausted(seen: Situation) -> Verdict | None:
         return None
     tries = seen.past.stage.tries
     is_spent = tries > seen.spec.retry.limit and end is not None and end.reason not in FREE
-    if not is_spent and job.failure in ("", "BackoffLimitExceeded"):
+    is_unjudged = end is not None and end.reason not in FREE and _is_left_unjudged(seen.newest)
+    if not (is_spent or is_unjudged or _has_failed_for_good(seen, job)):
         return None
-    if not job.failure and _fails_by_itself(seen, job):
+    if not (job.failure or is_unjudged) and _fails_by_itself(seen, job):
         return None  # within a second: ended by us instead, it would take its pods and their logs along
     reason, message = (end.reason, end.message) if end else (Reason.RETRY_LIMIT_EXCEEDED, job.failure_message)
     if reason in (*FREE, Reason.RETRYING):
         reason = Reason.RETRY_LIMIT_EXCEEDED
+    is_asked_for_more = is_raised(seen.spec, seen.observed.status, reason) and not is_spent
+    if is_asked_for_more or has_restarts_left(seen.spec, seen.observed.status):
+        return None  # before this end was seen
     if is_spent and tries > 1:
         message = f"{message} (after {tries} tries)"
     if seen.stage != "publish":
@@ -260,7 +312,21 @@ def _exhausted(seen: Situation) -> Verdict | None:
     if reason in (Reason.OUTPUT_NOT_WRITABLE, Reason.INTERNAL_ERROR, Reason.RETRY_LIMIT_EXCEEDED):
         return _failed(Reason.ARTIFACT_PUSH_FAILED, message)
     verdict = _failed(reason, message)
+    if seen.spec.resources.workspace.is_deleted_after(False):
+        return verdict
     return replace(verdict, message=f"{verdict.message} The trained weights are kept on the workspace.")
+
+
+def _has_failed_for_good(seen: Situation, job: StageJob) -> bool:
+    """A Job that has spent its own share of the tries is followed by another one: by the numbers in the status. Where
+    those cannot be kept, because the definition is older, its word is the last."""
+    return job.failure not in ("", "BackoffLimitExceeded") or (bool(job.failure) and not seen.observed.status.stage)
+
+
+def _is_left_unjudged(pod: Pod | None) -> bool:
+    """Whether the trainer failed for good and the Job controller, which looks at ended pods alone, does not see it."""
+    code = pod.termination.exit_code if pod is not None and pod.termination is not None else 0
+    return code in PERMANENT and pod is not None and bool(pod.others)
 
 
 def _fails_by_itself(seen: Situation, job: StageJob) -> bool:
@@ -364,8 +430,10 @@ def _run_changed(seen: Situation) -> Verdict | None:
 def _workspace_lost(seen: Situation) -> Verdict | None:
     if seen.observed.has_workspace or not seen.reached.is_prepared:
         return None
-    name = objects.workspace_name(seen.observed.metadata)
-    return _waiting(Reason.WORKSPACE_LOST, f"the claim {name}, with the prepared data and the checkpoints, is gone")
+    lost = f"the claim {objects.workspace_name(seen.observed.metadata)}, with the prepared data and the checkpoints,"
+    if seen.observed.stored is not None:
+        return _failed(Reason.WORKSPACE_LOST, f"{lost} went with the failure: there is nothing to go on from")
+    return _waiting(Reason.WORKSPACE_LOST, f"{lost} is gone")
 
 
 def _refused(seen: Situation) -> Verdict | None:
@@ -378,10 +446,13 @@ def _held_open(seen: Situation) -> Verdict | None:
         if pod.termination is not None and pod.others and not pod.is_deleting:
             message = (
                 f"the trainer in pod {pod.name} has ended with exit code {pod.termination.exit_code}, and container "
-                f"{', '.join(pod.others)} keeps the pod alive: it is ended {seen.settings.container_grace:.0f} s after"
+                f"{', '.join(pod.others)} keeps the pod alive: "
             )
-            reason = Reason.CONTAINER_LEFT_RUNNING
-            return Verdict(PHASES[pod.stage], reason, with_next_step(reason, message), is_progressing=False)
+            after = f"it is ended {seen.settings.container_grace:.0f} s after"
+            message += after if pod.job else f"no Job owns it any more: `kubectl delete pod {pod.name}`"
+            phase, reason = PHASES.get(pod.stage, PHASES[seen.stage]), Reason.CONTAINER_LEFT_RUNNING
+            message = with_next_step(reason, message) if pod.job else message
+            return Verdict(phase, reason, message, is_progressing=False)
     return None
 
 
@@ -430,7 +501,8 @@ def _pod(seen: Situation) -> Verdict:
 
 
 RULES: tuple[Rule, ...] = (
-    # Ends first: what has ended is not made to wait by anything below.
+    # Ends first: what has ended is not made to wait by anything below, but for a pod that nobody may end.
+    _undeleted,
     _bad_spec,
     _published,
     _exhausted,
@@ -450,8 +522,6 @@ RULES: tuple[Rule, ...] = (
     _pod,
 )
 RUNNING: dict[StageName, Reason] = {"prepare": Reason.PREPARING, "train": Reason.TRAINING, "publish": Reason.PUBLISHING}
-BARRED = (Reason.NAME_CONFLICT, Reason.WAITING_FOR_JOB, Reason.RUN_CHANGED, Reason.WORKSPACE_LOST)
-"""Verdicts under which nothing is made."""
 
 
 def last_ending(observed: Observed, stage: StageName) -> Ending | None:
@@ -487,7 +557,9 @@ def _seconds_left(seen: Situation) -> float | None:
         return None
     past = seen.past.usage.stage_seconds if seen.past.usage else 0
     present = sum(
-        seconds_between(pod.running_since, timestamp(seen.now)) for pod in seen.observed.pods if pod.is_running
+        seconds_between(pod.running_since, last_known(pod, seen.observed, seen.now))
+        for pod in seen.observed.pods
+        if pod.is_running
     )
     return seen.spec.deadline_seconds - past - present
 
@@ -510,12 +582,26 @@ def _deletions(seen: Situation, verdict: Verdict) -> tuple[StageJob, ...]:
             found.append(job)
     if observed.replaced is not None and not observed.replaced.is_deleting:
         found.append(observed.replaced)
-    for pod in observed.living:
-        has_outlived = pod.termination is not None and not pod.is_deleting and not _seconds_held(pod, seen)
-        if has_outlived and pod.owner not in {one.uid for one in found}:
-            found.append(StageJob(observed.metadata.namespace, pod.job, pod.owner, pod.stage))
-    own = {job.uid: job} if job else {}
-    return tuple(own.get(one.uid, one) for one in found)
+    known = {one.uid: one for one in (*observed.jobs.values(), *found)}
+    for pod in observed.pods:
+        if (pod.job or pod.owner in known) and pod.owner not in {one.uid for one in found} and _is_in_excess(pod, seen):
+            found.append(known.get(pod.owner) or StageJob(observed.metadata.namespace, pod.job, pod.owner, pod.stage))
+    return tuple(found)
+
+
+def _is_in_excess(pod: Pod, seen: Situation) -> bool:
+    """Whether the Kubernetes Job of the pod would go on although the trainer's part is done: the pod has outlived its
+    trainer, or ended as failed by another container's fault, or is one of a stage that is done already."""
+    if pod.is_over:
+        job = next((one for one in seen.observed.jobs.values() if one.uid == pod.owner), None)
+        is_done = pod.termination is not None and pod.termination.exit_code == ExitCode.DONE
+        goes_on = not (job.is_finished or job.is_deleting) if job is not None else not pod.gone_at
+        return is_done and goes_on and pod.phase != "Succeeded"
+    if pod.is_deleting:
+        return False
+    if pod.termination is not None:
+        return not _seconds_held(pod, seen)
+    return pod.stage in STAGES and STAGES.index(pod.stage) < STAGES.index(seen.stage)
 
 
 def _is_replaced(seen: Situation, job: StageJob, verdict: Verdict) -> bool:
@@ -528,20 +614,22 @@ def _is_replaced(seen: Situation, job: StageJob, verdict: Verdict) -> bool:
         return False
     if is_complete(seen.observed, seen.stage):
         return verdict.reason is Reason.RETRYING  # its report is lost
-    limits, pod = seen.observed.status.limits, seen.newest
-    if limits is not None and (seen.spec.restarts or 0) > limits.restarts:
+    if has_restarts_left(seen.spec, seen.observed.status):
         return True
-    has_drifted = bool(job.inputs) and job.inputs != objects.inputs(seen.spec)
+    pod, has_drifted = seen.newest, bool(job.inputs) and job.inputs != objects.inputs(seen.spec)
     if pod is None or not (pod.has_started or pod.is_over):
-        return has_drifted or (pod is None and _is_idle(seen, job))
+        return has_drifted or bool(job.failure) or (pod is None and _is_idle(seen, job))
     if not pod.is_over:
         return False
-    was_told = bool(pod.disruption or pod.is_deleting or pod.gone_at)
-    return bool(job.failure) or has_drifted or (was_told and not job.is_suspended and not _queue(seen))
+    end = ending(pod)
+    is_ignored = bool(pod.disruption or pod.is_deleting or pod.gone_at) or (end is not None and end.reason in FREE)
+    return bool(job.failure) or has_drifted or (is_ignored and not job.is_suspended and not _queue(seen))
 
 
 def _queue(seen: Situation) -> str | None:
     """The queue that admits the stage's Kubernetes Job; None: it needs no admission."""
+    if seen.job is not None and seen.job.queue:
+        return seen.job.queue
     if seen.stage != "train":
         return None
     return kueue_labels(seen.observed.metadata, seen.spec).get(labels.KUEUE_QUEUE_LABEL)
@@ -613,9 +701,16 @@ def _with_artifacts(seen: Situation) -> FineTuneJobSpec:
     return seen.spec.resolved().with_artifacts(_artifacts(seen))
 
 
-def _requeue_after(seen: Situation, verdict: Verdict, creates: bool) -> float | None:
+def _requeue_after(
+    seen: Situation, verdict: Verdict, deletions: tuple[StageJob, ...], creates: bool, status: api.FineTuneJobStatus
+) -> float | None:
     """When time alone will change the verdict, or when to look at what nobody tells."""
     observed, now = seen.observed, seen.now
+    if verdict.is_over and brought_back(seen.spec, status) is not None:
+        return SOON_SECONDS
+    if deletions and not verdict.is_over and not observed.kept_job:
+        known = {one.uid for one in (*observed.jobs.values(), observed.replaced) if one is not None}
+        return SOON_SECONDS if all(one.uid in known for one in deletions) else UNSEEN_SECONDS
     if verdict.is_over:
         ttl = seen.spec.ttl_seconds_after_finished
         return float(ttl) if ttl is not None else None
@@ -623,7 +718,8 @@ def _requeue_after(seen: Situation, verdict: Verdict, creates: bool) -> float | 
     waits += [left for pod in observed.living if (left := _seconds_held(pod, seen)) > 0]
     waits += [_backed_off(pod.due, now, 5, 60) for pod in observed.living if pod.due]
     since = condition(observed.status, ConditionType.PROGRESSING).last_transition_time
-    if observed.conflicts or observed.refusal or verdict.reason in (Reason.RUN_CHANGED, Reason.WORKSPACE_LOST):
+    is_hindered = bool(observed.conflicts or observed.refusal or observed.kept_job)
+    if is_hindered or verdict.reason in (Reason.RUN_CHANGED, Reason.WORKSPACE_LOST):
         waits.append(_backed_off(since, now, 5, 60))
     elif (found := _unheard(seen)) is not None:
         waits.append(
@@ -631,11 +727,11 @@ def _requeue_after(seen: Situation, verdict: Verdict, creates: bool) -> float | 
         )
     elif seen.job is not None and seen.newest is None and not seen.job.is_suspended:
         waits.append(_backed_off(seen.job.started_at, now, 5, 60))
-    if creates:
+    if creates and not is_hindered:
         waits.append(UNMADE_SECONDS)
     remaining = _seconds_left(seen)
-    if remaining is not None and any(pod.is_running for pod in observed.pods):
-        waits.append(max(0.0, remaining))
+    if remaining is not None and remaining > 0 and any(pod.is_running for pod in observed.pods):
+        waits.append(remaining)
     # The grace is counted in whole seconds of the scheduler's clock: a little later is surely over.
     return min(waits) + 0.1 if waits else None
 

@@ -20,10 +20,10 @@ from finetune_operator import metrics, objects
 from finetune_operator.cluster import ApiError, Cluster, Conflict, Kind, NotFound
 from finetune_operator.departed import Departed
 from finetune_operator.diagnosis import Obstacle, refused
-from finetune_operator.facts import Claim, Observed, StageName, seconds_between
+from finetune_operator.facts import Observed, StageName, seconds_between
 from finetune_operator.metrics import Key
 from finetune_operator.observe import CLAIMS, CONFIG_MAPS, EVENTS, FINETUNE_JOBS, JOBS, observe
-from finetune_operator.plan import Plan, WorkspaceFate, plan
+from finetune_operator.plan import Plan, plan
 from finetune_operator.progress import ProgressReader, Target
 from finetune_operator.settings import Settings
 from finetune_operator.status import condition
@@ -126,41 +126,56 @@ class Reconciler:
         """Decide and change the children; returns the job, what was decided upon, and what of it is left to say."""
         observed = await self._observe(key, body)
         decided = self._decide(observed)
-        body, refusal = await self._carry_out(key, body, observed, decided)
+        body, refusal = await self._carry_out(key, body, decided)
         if refusal is EXISTS:
             # A child exists that was thought absent: look at everything, and decide again.
             observed = await self._observe(key, body, thorough=True)
             decided = self._decide(observed)
-            body, refusal = await self._carry_out(key, body, observed, decided)
+            body, refusal = await self._carry_out(key, body, decided)
         if refusal is not None and refusal is not EXISTS:
             observed = replace(observed, refusal=(refusal.reason, refusal.message))
             decided = self._decide(observed)
-        return body, observed, decided
+        observed, decided = await self._end_jobs(observed, decided)
+        return body, *await self._give_up(observed, decided)
 
-    async def _give_up(self, namespace: str, claim: Claim, fate: WorkspaceFate) -> None:
-        """Delete the workspace, or take our owner reference off it, so that it outlives the job."""
-        if fate == "delete":
-            await self._cluster.delete(CLAIMS, namespace, claim.name, claim.uid)
-            return
+    async def _end_jobs(self, observed: Observed, decided: Plan) -> tuple[Observed, Plan]:
+        """Delete Kubernetes Jobs; what is decided where one may not be deleted."""
+        for job in decided.delete:
+            try:
+                await self._cluster.delete(JOBS, job.namespace, job.name, job.uid)
+            except ApiError as problem:
+                refusal = refused(problem.status, f"deleting the Kubernetes Job {job.name}: {problem.message}")
+                observed = replace(observed, kept_job=(refusal.reason, refusal.message))
+                return observed, self._decide(observed)
+        return observed, decided
+
+    async def _give_up(self, observed: Observed, decided: Plan) -> tuple[Observed, Plan]:
+        """Delete the workspace, or take our owner reference off it, so that it outlives the job; what is decided where
+        that is refused."""
+        claim, namespace = observed.workspace, observed.metadata.namespace
+        if claim is None or decided.workspace is None:
+            return observed, decided
         try:
-            # Conflict: another claim of that name, or the reference is gone.
-            await self._cluster.merge(CLAIMS, namespace, claim.name, claim.uid, {"ownerReferences": None})
-        except (NotFound, Conflict):
+            if decided.workspace == "delete":
+                await self._cluster.delete(CLAIMS, namespace, claim.name, claim.uid)
+            else:
+                await self._cluster.merge(CLAIMS, namespace, claim.name, claim.uid, {"ownerReferences": None})
+        except (NotFound, Conflict):  # another claim of that name, or the reference is gone
             log.debug("the workspace %s is gone", claim.name)
+        except ApiError as problem:
+            way = "deleted" if decided.workspace == "delete" else "made to outlive the job"
+            why = f"The workspace {claim.name} could not be {way}: {problem.message}"
+            observed = replace(observed, kept_workspace=why)
+            return observed, self._decide(observed)
+        return observed, decided
 
-    async def _carry_out(
-        self, key: Key, body: Object, observed: Observed, decided: Plan
-    ) -> tuple[Object, Obstacle | None]:
-        """Write what must be written first, delete, create; returns the job as it is then, and why a child could not be
+    async def _carry_out(self, key: Key, body: Object, decided: Plan) -> tuple[Object, Obstacle | None]:
+        """Write what must be written first, and create; returns the job as it is then, and why a child could not be
         created."""
         if decided.status_first and decided.status is not None:
             body, absent = await self._writer.status(key, body, decided.status)
             if "run" in absent and any(one["kind"] == "ConfigMap" for one in decided.create):
                 return body, Obstacle(Reason.DEFINITION_OUTDATED, "the definition of FineTuneJob has no status.run")
-        for job in decided.delete:
-            await self._cluster.delete(JOBS, job.namespace, job.name, job.uid)
-        if decided.workspace is not None and observed.workspace is not None:
-            await self._give_up(key[0], observed.workspace, decided.workspace)
         for manifest in decided.create:
             kind = KINDS[manifest["kind"]]
             try:
@@ -237,7 +252,7 @@ def _measure(key: Key, observed: Observed, status: api.FineTuneJobStatus) -> Non
     fresh = {one.type for one in status.conditions if one.status == "True"} - known
     for pod in observed.pods:
         end = pod.termination
-        if MILESTONES[pod.stage] in fresh and end is not None and end.exit_code == 0:
+        if MILESTONES.get(pod.stage) in fresh and end is not None and end.exit_code == 0:
             metrics.note_stage(pod.stage, seconds_between(end.started_at, end.finished_at))
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from finetune_api import status as api
 from finetune_api.events import ProgressReport, StageReport
 from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import FineTuneJobSpec, Metadata
 from finetune_api.text import printable_lines
 from finetune_operator.attempts import History, started_at
 from finetune_operator.diagnosis import ending
@@ -22,6 +22,8 @@ Known = TypeVar("Known")
 MESSAGE_LIMIT = 4096
 PHASES: dict[StageName, Phase] = {"prepare": Phase.PREPARING, "train": Phase.TRAINING, "publish": Phase.PUBLISHING}
 OVER = (Phase.SUCCEEDED, Phase.FAILED)
+BARRED = (Reason.NAME_CONFLICT, Reason.WAITING_FOR_JOB, Reason.RUN_CHANGED, Reason.WORKSPACE_LOST)
+"""Verdicts under which nothing is made."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ def is_finished(status: api.FineTuneJobStatus) -> bool:
     return is_true(status, ConditionType.COMPLETE) or is_true(status, ConditionType.FAILED)
 
 
+def is_edited_after_its_end(metadata: Metadata, status: api.FineTuneJobStatus) -> bool:
+    """Whether the spec of a finished job was changed since its status was written."""
+    return is_finished(status) and status.observed_generation != metadata.generation
+
+
 NOT_BY_TRIES = (Reason.BAD_SPEC, Reason.DATASET_INVALID, Reason.DIVERGED, Reason.UNSUPPORTED, Reason.DEPENDENCY_FAILED)
 """Failures that more tries would only repeat. `restarts` brings them back all the same: whoever raises it has mended
 something that the spec does not show."""
@@ -83,7 +90,7 @@ def brought_back(spec: FineTuneJobSpec | None, status: api.FineTuneJobStatus) ->
     Its stage gets another Kubernetes Job and all its tries. What was reached, and what it cost, stays.
     """
     failed = condition(status, ConditionType.FAILED)
-    if spec is None or failed.status != "True" or not _is_raised(spec, status.limits, failed.reason):
+    if spec is None or failed.status != "True" or not is_raised(spec, status, failed.reason):
         return None
     stage = status.stage
     return status.model_copy(
@@ -95,14 +102,22 @@ def brought_back(spec: FineTuneJobSpec | None, status: api.FineTuneJobStatus) ->
     )
 
 
-def _is_raised(spec: FineTuneJobSpec, limits: api.Limits | None, reason: str) -> bool:
-    before = limits or api.Limits()
-    if (spec.restarts or 0) > before.restarts:
+def is_raised(spec: FineTuneJobSpec, status: api.FineTuneJobStatus, reason: str) -> bool:
+    """Whether a limit was raised since the status was decided, so that the end for this reason is none."""
+    before = status.limits or api.Limits()
+    if has_restarts_left(spec, status):
         return True
     if reason == Reason.DEADLINE_EXCEEDED:
-        was = before.deadline_seconds
+        # A status of before there were limits in it tells at least what was used up.
+        used = status.usage.active_seconds if status.usage else None
+        was = before.deadline_seconds if status.limits else used
         return was is not None and (spec.deadline_seconds is None or spec.deadline_seconds > was)
     return before.retry_limit is not None and spec.retry.limit > before.retry_limit and reason not in NOT_BY_TRIES
+
+
+def has_restarts_left(spec: FineTuneJobSpec, status: api.FineTuneJobStatus) -> bool:
+    """Whether spec.restarts was raised since it was last acted upon."""
+    return (spec.restarts or 0) > (status.limits or api.Limits()).restarts
 
 
 def present_stage(status: api.FineTuneJobStatus) -> tuple[StageName, int]:
@@ -140,7 +155,9 @@ def final_report(observed: Observed, stage: StageName) -> StageReport | None:
 
 def is_complete(observed: Observed, stage: StageName) -> bool:
     """By the Kubernetes Job, or by the trainer itself, where another container keeps the pod alive."""
-    job = observed.jobs.get(stage)
+    before, job = observed.replaced, observed.jobs.get(stage)
+    if before is not None and before.stage == stage and before.is_complete:  # it was to be replaced, and was faster
+        return True
     ends = (ending(pod) for pod in observed.tries(stage))
     return job is not None and (job.is_complete or any(end and end.reason is Reason.SUCCEEDED for end in ends))
 
@@ -159,9 +176,7 @@ def summarise(
         run=run,
         dependencies=dependencies(observed),
         stage=past.stage if run else None,
-        limits=api.Limits(
-            deadline_seconds=spec.deadline_seconds, retry_limit=spec.retry.limit, restarts=spec.restarts or 0
-        ),
+        limits=_limits(observed, spec, verdict),
         plan=reached.plan,
         data=reached.data,
         attempts=list(past.attempts),
@@ -171,6 +186,17 @@ def summarise(
         usage=past.usage,
         started_at=old.started_at or (starts[0] if starts else None),
         finished_at=(old.finished_at or timestamp(now)) if verdict.is_over else None,
+    )
+
+
+def _limits(observed: Observed, spec: FineTuneJobSpec, verdict: Verdict) -> api.Limits:
+    """The limits that this status is decided by. A restart that nothing was made of yet stays to be asked for."""
+    is_heard = observed.stored is not None or not (verdict.is_over or verdict.reason in BARRED)
+    before = observed.status.limits
+    return api.Limits(
+        deadline_seconds=spec.deadline_seconds,
+        retry_limit=spec.retry.limit,
+        restarts=(spec.restarts or 0) if before is None or is_heard else min(before.restarts, spec.restarts or 0),
     )
 
 
