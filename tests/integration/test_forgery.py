@@ -56,7 +56,8 @@ def test_a_run_that_is_forged_in_mid_run_starts_no_pod(api: Api, submit: Submit)
     pod.start()
     forge(api, job, **EVIL)
     pod.end(0, {"stage": "prepare", **PREPARED})
-    assert "is not the run that was frozen" in job.wait_reason("RunChanged")["message"]
+    said = "is not the run that was frozen"
+    eventually(lambda: said in job.wait_reason("RunChanged")["message"], "it says what is wrong with the run")
     assert job.child_job("train") is None
     assert job.status()["run"]["image"] == "trainer:1"
 

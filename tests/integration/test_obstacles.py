@@ -36,15 +36,18 @@ def put(api: Api) -> Iterator[Callable[[str, dict[str, Any]], str]]:
         api.delete(path)
 
 
-def deny_jobs(put: Callable[[str, dict[str, Any]], str], namespace: str) -> str:
-    """A policy that lets no Job into the namespace, as a policy engine would say it; the path of what lifts it."""
-    rules = [{"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}]
-    validations = [{"expression": "false", "message": "label team is missing"}]
+def deny(
+    put: Callable[[str, dict[str, Any]], str], namespace: str, group: str, resource: str, operation: str, words: str
+) -> str:
+    """A policy of the namespace, as a policy engine would say it; the path of what lifts it."""
+    rules = [{"apiGroups": [group], "apiVersions": ["v1"], "operations": [operation], "resources": [resource]}]
+    validations = [{"expression": "false", "message": words}]
     spec = {"matchConstraints": {"resourceRules": rules}, "validations": validations}
-    put(POLICIES, {"metadata": {"name": f"deny-{namespace}"}, "spec": spec})
+    name = f"deny-{operation}-{resource}-{namespace}".lower()
+    put(POLICIES, {"metadata": {"name": name}, "spec": spec})
     selector = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
-    binding = {"policyName": f"deny-{namespace}", "validationActions": ["Deny"], "matchResources": selector}
-    return put(BINDINGS, {"metadata": {"name": f"deny-{namespace}"}, "spec": binding})
+    binding = {"policyName": name, "validationActions": ["Deny"], "matchResources": selector}
+    return put(BINDINGS, {"metadata": {"name": name}, "spec": binding})
 
 
 def in_force(api: Api, namespace: str) -> bool:
@@ -58,7 +61,7 @@ def test_a_policy_that_denies_is_waited_for(
     api: Api, namespace: str, start_operator: Callable[..., Operator], submit_alone: Submit, put: Any
 ) -> None:
     """A ValidatingAdmissionPolicy answers 422, as a bad spec would: it is no field of ours that it blames."""
-    lift = deny_jobs(put, namespace)
+    lift = deny(put, namespace, "batch", "jobs", "CREATE", "label team is missing")
     eventually(lambda: in_force(api, namespace), "the policy is in force")
     start_operator()
     job = submit_alone()
@@ -68,6 +71,48 @@ def test_a_policy_that_denies_is_waited_for(
     assert job.condition("Failed") == {}
     api.delete(lift)
     job.new_pod("prepare", 60)
+
+
+def test_what_may_not_be_deleted_is_told(api: Api, submit: Submit, put: Any) -> None:
+    """A job does not end while a pod of it may still hold a GPU; it ends without its workspace being deleted."""
+    job = submit()
+    job.run_stage("prepare", **PREPARED)
+    lift = deny(put, job.namespace, "batch", "jobs", "DELETE", "Jobs stay")
+    deny(put, job.namespace, "", "persistentvolumeclaims", "DELETE", "disks stay")
+    pod = job.new_pod("train")
+    pod.start()
+    job.wait_reason("Training")
+    stem, where = f"{job.name}-{job.uid[:5]}", job.namespace
+    for path in (
+        f"/apis/batch/v1/namespaces/{where}/jobs/{stem}-train",
+        f"/api/v1/namespaces/{where}/persistentvolumeclaims/{stem}-workspace",
+    ):
+        eventually(lambda path=path: api.request("DELETE", f"{path}?dryRun=All")[0] == 422, "the policy is in force")
+    job.edit(suspend=True)
+    assert "Jobs stay" in job.wait_reason("PolicyDenied")["message"]
+    api.delete(lift)
+    eventually(lambda: pod.reload().is_deleting(), "the pod is told to end", 30)
+    pod.end(75)
+    job.wait_phase("Suspended")
+    job.edit(suspend=False)
+    job.run_stage("train", **TRAINED)
+    job.run_stage("publish", **ARTIFACT)
+    job.wait_phase("Succeeded")
+    assert "disks stay" in job.condition("Complete")["message"]
+
+
+def test_a_pod_that_only_wears_our_label_stops_nothing(api: Api, submit: Submit) -> None:
+    job = submit()
+    container = {"name": "a", "image": "a"}
+    api.create(
+        f"/api/v1/namespaces/{job.namespace}/pods",
+        {
+            "metadata": {"name": "tool", "labels": {"finetune.dev/job-uid": job.uid}},
+            "spec": {"containers": [container]},
+        },
+    )
+    job.run_stage("prepare", **PREPARED)
+    job.new_pod("train")
 
 
 def test_a_webhook_that_is_down_is_told_within_half_a_minute(
