@@ -57,7 +57,7 @@ def last_known(pod: Pod, observed: Observed, now: datetime) -> str:
     end = pod.gone_at or timestamp(now)
     if not pod.due or seconds_between(pod.due, end) < NODE_GRACE_SECONDS:
         return end
-    page = _page(observed, started_at(pod)) if pod.stage == "train" else None
+    page = _page(observed, started_at(pod), pod)
     return (page and page.updated_at) or pod.due
 
 
@@ -105,7 +105,7 @@ def _closed(
     how = ending(pod) if pod else None
     if pod is not None and how is None and end is None:
         return None
-    report, page = _last_report(pod, how, observed), _page(observed, attempt.started_at)
+    report, page = _last_report(pod, how, observed), _page(observed, attempt.started_at, pod)
     return attempt.model_copy(
         update={
             "finished_at": _finished_at(attempt, pod, following, observed, now),
@@ -125,7 +125,7 @@ def _finished_at(
         return pod.termination.finished_at
     if pod is not None:
         return (pod.changed_at if pod.is_over and not pod.gone_at else "") or last_known(pod, observed, now)
-    page = _page(observed, attempt.started_at)
+    page = _page(observed, attempt.started_at, pod)
     known = (page and page.updated_at) or attempt.started_at or ""
     return min(known, following) if following else known
 
@@ -145,10 +145,12 @@ def _last_report(pod: Pod | None, how: Ending | None, observed: Observed) -> Pro
     return observed.reports.get(pod.uid) if pod else None
 
 
-def _page(observed: Observed, since: str | None) -> api.Progress | None:
+def _page(observed: Observed, since: str | None, pod: Pod | None) -> api.Progress | None:
     """The last page that is stored of train, if it is younger than `since`: an operator that restarts has no other."""
     page = observed.status.progress
-    return page if page is not None and page.stage == "train" and (page.updated_at or "") >= (since or "") else None
+    if page is None or page.stage != "train" or (pod is not None and pod.stage != "train"):
+        return None
+    return page if (page.updated_at or "") >= (since or "") else None
 
 
 Ended = Sequence[tuple[api.Attempt, api.Attempt | None]]

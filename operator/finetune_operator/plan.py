@@ -309,7 +309,8 @@ def _exhausted(seen: Situation) -> Verdict | None:
         message = f"{message} (after {tries} tries)"
     if seen.stage != "publish":
         return _failed(reason, message)
-    if reason in (Reason.OUTPUT_NOT_WRITABLE, Reason.INTERNAL_ERROR, Reason.RETRY_LIMIT_EXCEEDED):
+    own = (Reason.OUTPUT_NOT_WRITABLE, Reason.INTERNAL_ERROR, Reason.RETRY_LIMIT_EXCEEDED, Reason.ARTIFACT_PUSH_FAILED)
+    if reason in own:
         return _failed(Reason.ARTIFACT_PUSH_FAILED, message)
     verdict = _failed(reason, message)
     if seen.spec.resources.workspace.is_deleted_after(False):

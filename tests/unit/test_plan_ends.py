@@ -111,6 +111,15 @@ def test_an_older_page_is_no_progress_of_a_later_attempt() -> None:
     assert (stage(decided).checkpoint_step, stage(decided).tries) == (None, 1)
 
 
+def test_a_page_of_train_is_no_progress_of_publish() -> None:
+    """Both may fall into one second."""
+    trained = Condition(type="Evaluated", status="True", reason="Evaluated", last_transition_time=at(0))
+    page = Progress(stage="train", step=100, checkpoint_step=100, updated_at=at(0))
+    status = training(conditions=[PREPARED, trained], stage=StageStatus(name="publish"), progress=page)
+    decided = decide(stage_job("publish", failure=SPENT), ended("publish", 73), status=status)
+    assert (stage(decided).checkpoint_step, stage(decided).tries) == (None, 1)
+
+
 def test_hours_on_a_lost_node_are_neither_billed_nor_counted() -> None:
     page = Progress(stage="train", step=5, updated_at=at(-7000))
     lost = running("train", since=-7200, is_deleting=True, due=at(-6600), node="n1")
