@@ -593,16 +593,17 @@ def _deletions(seen: Situation, verdict: Verdict) -> tuple[StageJob, ...]:
 def _is_in_excess(pod: Pod, seen: Situation) -> bool:
     """Whether the Kubernetes Job of the pod would go on although the trainer's part is done: the pod has outlived its
     trainer, or ended as failed by another container's fault, or is one of a stage that is done already."""
+    job = next((one for one in seen.observed.jobs.values() if one.uid == pod.owner), None)
+    has_ended = job.is_finished or job.is_deleting if job is not None else bool(pod.gone_at)
     if pod.is_over:
-        job = next((one for one in seen.observed.jobs.values() if one.uid == pod.owner), None)
         is_done = pod.termination is not None and pod.termination.exit_code == ExitCode.DONE
-        goes_on = not (job.is_finished or job.is_deleting) if job is not None else not pod.gone_at
-        return is_done and goes_on and pod.phase != "Succeeded"
+        return is_done and not has_ended and pod.phase != "Succeeded"
     if pod.is_deleting:
         return False
     if pod.termination is not None:
         return not _seconds_held(pod, seen)
-    return pod.stage in STAGES and STAGES.index(pod.stage) < STAGES.index(seen.stage)
+    # Pods are read before Jobs: one that seems to run may be what has completed its Job.
+    return not has_ended and pod.stage in STAGES and STAGES.index(pod.stage) < STAGES.index(seen.stage)
 
 
 def _is_replaced(seen: Situation, job: StageJob, verdict: Verdict) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.control_plane import ControlPlane
-from integration.kubelet import Api, install_definition
+from integration.kubelet import Api, eventually, install_definition
 from integration.operators import Operator, create_job
 from integration.test_life import ARTIFACT
 
@@ -65,6 +65,7 @@ def test_a_whole_life_takes_few_writes_and_rest_takes_none(audited: tuple[Contro
         pod.end(0, {"stage": "prepare"})
         job.new_pod("train").start()
         job.wait_reason("Training")
+        eventually(lambda: "Training" in job.events(), "the Event is told")
         before = sum(writes(log).values())
         time.sleep(4)
         assert sum(writes(log).values()) == before, "writes while a job trains and nothing changes"

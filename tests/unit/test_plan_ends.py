@@ -232,6 +232,13 @@ def test_a_stage_that_is_done_does_not_go_on_by_another_containers_failure() -> 
     assert [job.name for job in second.delete] == ["support-bot-prepare"]
 
 
+def test_a_pod_that_was_read_before_its_job_completed_is_left_alone() -> None:
+    """Two reads are two moments: its logs would go with the Job."""
+    decided = decide(stage_job("train", is_complete=True), running("train"))
+    assert stage(decided).name == "publish"
+    assert decided.delete == ()
+
+
 def test_a_pod_that_no_job_owns_is_named_and_no_job_deleted_for_it() -> None:
     orphan = replace(ended("train", 0, others=("istio-proxy",)), phase="Running", owner="", job="")
     decided = decide(orphan)
