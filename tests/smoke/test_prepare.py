@@ -611,6 +611,20 @@ def test_the_key_of_a_secret_can_be_named(tmp_path: Path, online: Any) -> None:
         assert refusal(run_of(tmp_path / "other", source, model=model, mounts=mounts)) == ("AccessDenied", told)
 
 
+@pytest.mark.parametrize(
+    "content", ["hf_one\nhf_two", "hf_one\r\nX-Injected: 1", "Bearer hf_one", "hf_öne", "hf_one\0", b"hf_one\xff"]
+)
+@pytest.mark.parametrize("uri", ["hf://team/data", "https://localhost/a.jsonl"])
+def test_what_a_secret_holds_is_never_told(tmp_path: Path, uri: str, content: str | bytes) -> None:
+    """A key may hold anything. What no header can carry is refused at once, for libraries quote what they refuse."""
+    (tmp_path / "api-key").write_bytes(content if isinstance(content, bytes) else content.encode())
+    train = [{"uri": uri, "auth": {"secretName": "hub", "key": "api-key"}}]
+    run = run_of(tmp_path, "file:///none", dataset={"train": train}, mounts={"secret://hub": str(tmp_path)})
+    told = "holds no token: one word of ASCII is wanted, without spaces and line breaks"
+    field = "spec.dataset.train[0].auth.secretName: the Secret hub"
+    assert refusal(run) == ("AccessDenied", f"{field}: its key `api-key` {told}")
+
+
 def test_a_hub_adapter_is_pinned_and_fetched_once(tmp_path: Path, online: Any) -> None:
     """With its own Secret; its commit is recorded, its pictures stay there, and what was downloaded goes."""
     files = {path.name: path.read_bytes() for path in adapters.adapter(tmp_path / "original").iterdir()}

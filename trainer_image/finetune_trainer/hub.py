@@ -76,18 +76,20 @@ def place(run: Run, uri: str, field: str, reason: Reason, auth: Auth | None) -> 
     """Where `uri` is and the token for it; raises AccessDenied when the Secret holds none."""
     if auth is None:
         return Place(uri, field, reason)
+    key, secret = auth.key or "token", f"{field}.auth.secretName: the Secret {auth.secret_name}"
     try:
-        token = run.secret(auth.secret_name, auth.key or "token").read_text(encoding="utf-8").strip()
+        token = run.secret(auth.secret_name, key).read_text(encoding="utf-8", errors="replace").strip()
     except OutsideError as error:
-        raise Failure(Reason.ACCESS_DENIED, f"{field}.auth.secretName: the Secret {auth.secret_name} {error}") from None
+        raise Failure(Reason.ACCESS_DENIED, f"{secret} {error}") from None
     except PermissionError as error:
-        why = explained(error, Path(error.filename))
-        raise Failure(Reason.ACCESS_DENIED, f"{field}.auth.secretName: the Secret {auth.secret_name}: {why}") from None
-    except (KeyError, OSError, UnicodeDecodeError):
+        raise Failure(Reason.ACCESS_DENIED, f"{secret}: {explained(error, Path(error.filename))}") from None
+    except (KeyError, OSError):
         token = ""
     if not token:
-        message = f"{field}.auth.secretName: the Secret {auth.secret_name} has no key `{auth.key or 'token'}`"
-        raise Failure(Reason.ACCESS_DENIED, message)
+        raise Failure(Reason.ACCESS_DENIED, f"{secret} has no key `{key}`")
+    if not all("!" <= char <= "~" for char in token):  # libraries quote a header that they refuse to send
+        told = "holds no token: one word of ASCII is wanted, without spaces and line breaks"
+        raise Failure(Reason.ACCESS_DENIED, f"{secret}: its key `{key}` {told}")
     return Place(uri, field, reason, token)
 
 
