@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from urllib.parse import urlencode
 
 from finetune_api import labels
+from finetune_api.proxies import ProxyError, checked, proxy_for
 from finetune_api.text import printable
-from finetune_operator.proxies import proxy_for
 
 Object = dict[str, Any]
 JOBS = f"/apis/{labels.API_VERSION}"
@@ -85,7 +85,11 @@ def connect(kubeconfig: str | None, context: str | None, watch_seconds: int = WA
         config.load_kube_config(file, context, client_configuration=configuration)
     except (config.ConfigException, OSError, yaml.YAMLError, TypeError) as error:
         raise ClusterError(f"no cluster to ask ({error}): set KUBECONFIG, or give --kubeconfig or --context") from None
-    configuration.proxy = configuration.proxy or proxy_for(configuration.host, os.environ)
+    try:
+        proxy = configuration.proxy or proxy_for(configuration.host, os.environ)
+        configuration.proxy = checked(proxy) if proxy else None
+    except ProxyError as error:
+        raise ClusterError(str(error)) from None
     chosen = next((found for found in contexts if found["name"] == context), active)
     return Cluster(configuration, chosen["context"].get("namespace") or "default", watch_seconds)
 

@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 from aiohttp.http_exceptions import LineTooLong
 
-from finetune_operator.proxies import proxy_for
+from finetune_api.proxies import ProxyError, over_http, proxy_for
 
 log = logging.getLogger(__name__)
 
@@ -315,9 +315,11 @@ async def _named_cluster(environment: Mapping[str, str]) -> Access:
         token = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
         return str(token or (configuration.get_basic_auth_token() if configuration.username else "") or "")
 
-    proxy = configuration.proxy or proxy_for(configuration.host, environment)
-    if proxy and not proxy.startswith(("http://", "https://")):
-        raise NoCluster(f"the proxy {proxy} cannot be used: set proxy-url or HTTPS_PROXY to an http:// address")
+    try:
+        proxy = configuration.proxy or proxy_for(configuration.host, environment)
+        proxy = over_http(proxy) if proxy else None
+    except ProxyError as error:
+        raise NoCluster(str(error)) from None
     return Access(configuration.host, client.ApiClient(configuration).rest_client.ssl_context, authorization, proxy)
 
 

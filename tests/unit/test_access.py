@@ -208,6 +208,15 @@ def test_a_proxy_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         ask({"KUBECONFIG": config})
 
 
+def test_a_proxys_password_is_not_told(tmp_path: Path) -> None:
+    """Neither of a proxy that cannot be used, nor of one whose address cannot be read."""
+    for proxy in ("socks5://user:SECRET@10.0.0.2:1080", "http://user:SEC/RET@10.0.0.2:3128"):
+        config = kubeconfig(tmp_path, "https://10.0.0.1", **{"proxy-url": proxy})
+        with pytest.raises(NoCluster) as caught:
+            ask({"KUBECONFIG": config})
+        assert "SEC" not in str(caught.value)
+
+
 def test_the_official_client_is_imported_for_a_kubeconfig_alone() -> None:
     """It takes longer than all the rest of the operator's start, and kopf would import it for nothing."""
     code = (

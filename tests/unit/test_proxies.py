@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_operator.proxies import proxy_for
+from finetune_api.proxies import ProxyError, checked, named, over_http, proxy_for
 
 PROXY = "http://proxy:3128"
 
@@ -51,3 +51,34 @@ def test_each_scheme_has_its_own_proxy() -> None:
     assert proxy_for("http://10.0.0.1", environment) == "http://plain:80"
     assert proxy_for("https://10.0.0.1", environment) == "https://secure:443"
     assert proxy_for("https://10.0.0.1", {"HTTP_PROXY": PROXY}) is None
+
+
+@pytest.mark.parametrize(
+    "password",
+    ["pa/SECRET", "pa#SECRET", "pa?SECRET", "SEC RET", "SEC\nRET", "SECRET\x7f", "SECRÉT", "[SECRET", "p:SECRET@h:0"],
+)
+def test_a_proxy_that_cannot_be_read_is_not_quoted(password: str) -> None:
+    """A password may stand in it, and libraries take what comes before its `/` or `#` for the host."""
+    proxy = f"http://user:{password}@proxy:3128".replace("@h:0@proxy:3128", "@h:0")
+    told = "write http://user:password@host:port, other characters of the password as %XX"
+    for read in (checked, over_http):
+        with pytest.raises(ProxyError, match=told) as caught:
+            read(proxy)
+        assert "SEC" not in str(caught.value)
+    for environment in ({"HTTPS_PROXY": proxy}, {"all_proxy": proxy}, {"HTTP_PROXY": proxy}):
+        with pytest.raises(ProxyError, match=told):
+            named(environment)
+
+
+def test_a_proxy_that_speaks_another_protocol_is_named_without_its_password() -> None:
+    assert checked("socks5://user:SECRET@proxy:1080") == "socks5://user:SECRET@proxy:1080"
+    with pytest.raises(ProxyError, match="the proxy socks5://proxy:1080 cannot be used"):
+        over_http("socks5://user:SECRET@proxy:1080")
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://proxy", "http://proxy:3128/", "https://user:p%2Fss@proxy:3128", "http://u:p@ss@[fd00::1]:3128"]
+)
+def test_a_proxy_that_can_be_used_is_taken_as_it_is(proxy: str) -> None:
+    assert over_http(proxy) == proxy
+    assert over_http("proxy:3128") == "http://proxy:3128"

@@ -4,6 +4,7 @@ It decides how a server's answer is told to a person, and what may be tried agai
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from finetune_api import uris
+from finetune_api import proxies, uris
 from finetune_api.reasons import Reason
 from finetune_api.run import OutsideError, Run
 from finetune_api.sources import Auth
@@ -95,6 +96,7 @@ def place(run: Run, uri: str, field: str, reason: Reason, auth: Auth | None) -> 
 
 def repository(where: Place, kind: str, revision: str | None) -> Repository:
     """Resolve an `hf://` URI to a commit; `kind` is model or dataset."""
+    _check_proxies(where)
     from huggingface_hub import HfApi
 
     name = uris.parse(where.uri).name
@@ -132,6 +134,15 @@ def fetch(where: Place, source: Repository, files: list[HubFile], folder: Path) 
                 ),
                 source.commit,
             )
+
+
+def _check_proxies(where: Place) -> None:
+    """The hub's client quotes the address of a proxy that it cannot use, with the password in it."""
+    try:
+        for proxy in proxies.named(os.environ):
+            proxies.over_http(proxy)
+    except proxies.ProxyError as error:
+        raise where.failure(f"cannot be reached: {error}") from None
 
 
 def answered(where: Place, code: int) -> Failure:
