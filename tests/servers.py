@@ -80,6 +80,7 @@ def https(answers: dict[str, Answer], folder: Path, *names: str) -> Iterator["Se
     class Handler(Quiet):
         def do_GET(self) -> None:
             self.seen.append(f"{self.path} {self.headers.get('Authorization')}")
+            self.passwords.append(self.headers.get("Proxy-Authorization"))
             answer = answers.get(self.path, Answer(code=404))
             if answer.failures:
                 return self.say(answer.failures.pop(0), b"", {})
@@ -92,8 +93,8 @@ def https(answers: dict[str, Answer], folder: Path, *names: str) -> Iterator["Se
 
 
 def certified(folder: Path, *names: str) -> ssl.SSLContext:
-    """TLS with a certificate for 127.0.0.1 and these names that nobody but `folder`/cert.pem vouches for."""
-    known = ",".join(["IP:127.0.0.1", *(f"DNS:{name}" for name in names)])
+    """TLS with a certificate for 127.0.0.1, 0.0.0.0 and these names that nobody but `folder`/cert.pem vouches for."""
+    known = ",".join(["IP:127.0.0.1", "IP:0.0.0.0", *(f"DNS:{name}" for name in names)])
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     command += ["-days", "2", "-subj", f"/CN={names[0]}", "-addext", f"subjectAltName={known}"]
     files = ["-keyout", folder / "key.pem", "-out", folder / "cert.pem"]
@@ -110,6 +111,7 @@ def proxy(places: dict[str, int]) -> Iterator["Server"]:
     class Handler(Quiet):
         def do_CONNECT(self) -> None:
             self.seen.append(self.path)
+            self.passwords.append(self.headers.get("Proxy-Authorization"))
             if self.path not in places:
                 return self.say(403, b"", {})
             with socket.create_connection(("127.0.0.1", places[self.path])) as there:
@@ -137,6 +139,7 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 
 class Quiet(BaseHTTPRequestHandler):
     seen: list[str]
+    passwords: list[str | None]
 
     def say(self, code: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(code)
@@ -152,10 +155,11 @@ class Quiet(BaseHTTPRequestHandler):
 
 @dataclass
 class Server:
-    """A running server: its address and the requests that it has seen."""
+    """A running server: its address, the requests that it has seen, and what it was told as a proxy with each."""
 
     url: str
     seen: list[str]
+    passwords: list[str | None]
 
     @property
     def port(self) -> int:
@@ -164,7 +168,7 @@ class Server:
 
 @contextmanager
 def serving(handler: type[Quiet], context: ssl.SSLContext | None = None) -> Iterator[Server]:
-    handler.seen = []
+    handler.seen, handler.passwords = [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
@@ -172,7 +176,7 @@ def serving(handler: type[Quiet], context: ssl.SSLContext | None = None) -> Iter
     thread.start()
     try:
         scheme = "http" if context is None else "https"
-        yield Server(f"{scheme}://localhost:{server.server_address[1]}", handler.seen)
+        yield Server(f"{scheme}://localhost:{server.server_address[1]}", handler.seen, handler.passwords)
     finally:
         server.shutdown()
         server.server_close()

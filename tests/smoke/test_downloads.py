@@ -6,8 +6,8 @@ neither larger nor slower than it may be.
 import select
 import socket
 import ssl
+from base64 import b64encode
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def server(
     monkeypatch.setattr(hub, "PAUSES", (0.0, 0.0))
     folder = tmp_path / "tls"
     folder.mkdir()
-    with servers.https(answers, folder) as running:
+    with servers.https(answers, folder, "data.invalid") as running:
         monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
         yield running
 
@@ -133,7 +133,7 @@ def test_a_name_is_resolved_once(tmp_path: Path, server: servers.Server, monkeyp
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("http://example.com/a.jsonl", "redirects to http://example.com/a.jsonl: only https is followed"),
+        ("http://example.com/a.jsonl?signature=x", "redirects to http://example.com/a.jsonl: only https is followed"),
         ("https://127.0.0.1:{port}/a.jsonl", "is refused: 127.0.0.1 is 127.0.0.1, not a public address"),
         ("https://169.254.169.254/latest/meta-data", "is refused: 169.254.169.254 is 169.254.169.254, not a public"),
         ("https://[fd00:ec2::254]/latest", "is refused: fd00:ec2::254 is fd00:ec2::254, not a public address"),
@@ -214,58 +214,79 @@ def test_a_server_does_not_choose_where_a_file_lies(
 # --- a proxy --------------------------------------------------------------------------------------------------------
 
 
-class Proxy(BaseHTTPRequestHandler):
-    """Knows `localhost` and nothing else."""
-
-    seen: list[str] = []
-
-    def do_CONNECT(self) -> None:
-        self.seen.append(self.path)
-        host, _, port = self.path.rpartition(":")
-        if host != "localhost":
-            return self.send_error(502)
-        with socket.create_connection(("127.0.0.1", int(port))) as there:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.flush()
-            pair = {self.connection: there, there: self.connection}
-            while True:
-                for side in select.select(list(pair), [], [])[0]:
-                    block = side.recv(65536)
-                    if not block:
-                        return None
-                    pair[side].sendall(block)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
-
-
 @pytest.fixture
-def proxy(monkeypatch: pytest.MonkeyPatch, server: servers.Server) -> Iterator[list[str]]:
-    with servers.serving(Proxy) as running:  # type: ignore[arg-type]
+def proxy(monkeypatch: pytest.MonkeyPatch, server: servers.Server) -> Iterator[servers.Server]:
+    """It knows `data.invalid` and nothing else."""
+    with servers.proxy({"data.invalid:443": server.port}) as running:
         monkeypatch.setenv("HTTPS_PROXY", running.url)
-        yield running.seen
+        yield running
 
 
-def test_a_proxy_connects_where_one_is_named(tmp_path: Path, server: servers.Server, proxy: list[str]) -> None:
-    assert fetched(f"{server.url}/a.jsonl", ALLOWED, tmp_path) == BODY
-    assert proxy == [server.url.removeprefix("https://")]
+def test_a_proxy_connects_where_one_is_named(tmp_path: Path, server: servers.Server, proxy: servers.Server) -> None:
+    assert fetched("https://data.invalid/a.jsonl", Downloads(), tmp_path) == BODY
+    assert proxy.seen == ["data.invalid:443"]
 
 
-def test_no_proxy_is_respected(
-    tmp_path: Path, server: servers.Server, proxy: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("exceptions", ["0.0.0.0", "0.0.0.0/8", "x.example, 0.0.0.0/8"])
+def test_no_proxy_is_read_as_the_operator_reads_it(
+    tmp_path: Path, server: servers.Server, proxy: servers.Server, monkeypatch: pytest.MonkeyPatch, exceptions: str
 ) -> None:
-    monkeypatch.setenv("NO_PROXY", "localhost")
-    assert fetched(f"{server.url}/a.jsonl", ALLOWED, tmp_path) == BODY
-    assert proxy == []
+    """Ranges included, and an address that ends like another is not that one."""
+    uri = f"https://0.0.0.0:{server.port}/a.jsonl"
+    allowed = Downloads(allow=["0.0.0.0"])
+    monkeypatch.setenv("NO_PROXY", exceptions)
+    assert fetched(uri, allowed, tmp_path) == BODY
+    assert proxy.seen == []
+
+    monkeypatch.setenv("NO_PROXY", "0.0")
+    refusal(uri, allowed, tmp_path / "again")
+    assert set(proxy.seen) == {f"0.0.0.0:{server.port}"}
+
+
+def test_a_proxys_password_is_the_proxys_alone(
+    tmp_path: Path,
+    server: servers.Server,
+    answers: dict[str, servers.Answer],
+    proxy: servers.Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that is reached without it, after a redirection, is not told."""
+    monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("://", "://user:p%2Fw@"))
+    monkeypatch.setenv("NO_PROXY", "0.0.0.0/8")
+    there = f"https://0.0.0.0:{server.port}"
+    answers["/go"] = servers.Answer(code=302, headers={"Location": f"{there}/a.jsonl"})
+    assert fetched("https://data.invalid/go", Downloads(allow=["0.0.0.0"]), tmp_path) == BODY
+    assert proxy.passwords == [f"Basic {b64encode(b'user:p/w').decode()}"]
+    assert server.passwords == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("http://user:SEC/RET@127.0.0.1:1", "write http://user:password@host:port"),
+        ("socks5://user:SECRET@127.0.0.1:1", "the proxy socks5://127.0.0.1:1 cannot be used"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_told_without_its_password(
+    tmp_path: Path, server: servers.Server, monkeypatch: pytest.MonkeyPatch, address: str, told: str
+) -> None:
+    """Of files and of the hub, whose client quotes what it cannot read."""
+    monkeypatch.setenv("HTTPS_PROXY", address)
+    where = place("hf://team/data")
+    with pytest.raises(Failure) as caught:
+        hub.repository(where, "dataset", None)
+    for failure in (caught.value, refusal("https://data.invalid/a.jsonl", Downloads(), tmp_path)):
+        assert "cannot be reached: the proxy" in failure.message
+        assert told in failure.message
+        assert (failure.reason, "SEC" in failure.message) == ("DatasetUnavailable", False)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "169.254.169.254", "2130706433", "[::1]"])
-def test_a_proxy_is_not_asked_for_what_is_known_to_be_private(tmp_path: Path, proxy: list[str], host: str) -> None:
+def test_a_proxy_is_not_asked_for_what_is_known_to_be_private(tmp_path: Path, proxy: servers.Server, host: str) -> None:
     assert "not a public address" in refusal(f"https://{host}/a.jsonl", Downloads(), tmp_path).message
-    assert proxy == []
+    assert proxy.seen == []
 
 
-def test_a_name_that_only_the_proxy_knows_is_the_proxys_business(tmp_path: Path, proxy: list[str]) -> None:
-    assert "cannot be reached: " in refusal("https://data.invalid/a.jsonl", Downloads(), tmp_path).message
-    assert set(proxy) == {"data.invalid:443"}
+def test_a_name_that_only_the_proxy_knows_is_the_proxys_business(tmp_path: Path, proxy: servers.Server) -> None:
+    assert "cannot be reached: " in refusal("https://other.invalid/a.jsonl", Downloads(), tmp_path).message
+    assert set(proxy.seen) == {"other.invalid:443"}

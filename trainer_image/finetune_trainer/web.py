@@ -8,6 +8,7 @@ proxy's to refuse.
 
 import contextlib
 import http.client
+import os
 import socket
 import ssl
 import string
@@ -15,6 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import partial
@@ -24,6 +26,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from finetune_api import uris
+from finetune_api.proxies import PORTS, ProxyError, over_http, proxy_for
 from finetune_api.reasons import Reason
 from finetune_api.run import Downloads
 from finetune_trainer.hub import PATIENCE, Place, answered, retried, watched
@@ -99,7 +102,8 @@ class Gate:
 
     def check_redirect(self, url: str) -> None:
         if urlsplit(url).scheme != "https":
-            raise self._where.failure(f"redirects to {url}: only https is followed")
+            shown = url.partition("?")[0]  # what follows can be a signature that opens the file
+            raise self._where.failure(f"redirects to {shown}: only https is followed")
 
     def check_size(self, size: int) -> None:
         most = self._limits.max_bytes
@@ -167,13 +171,28 @@ class _Connection(http.client.HTTPSConnection):
 
 
 class _Handler(urllib.request.HTTPSHandler):
+    """Requests through the proxy that the operator would take: urllib's own handler, which is left out, knows no ranges
+    in NO_PROXY, and would send the proxy's password on to where a redirection leads."""
+
     def __init__(self, gate: Gate) -> None:
         tls = ssl.create_default_context()  # SSL_CERT_FILE and SSL_CERT_DIR name other authorities
         super().__init__(context=tls)
         self._connection = partial(_Connection, gate=gate, tls=tls)
 
     def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        proxy = proxy_for(request.full_url, os.environ)
+        if proxy is not None:
+            _send_through(over_http(proxy), request)
         return self.do_open(self._connection, request)
+
+
+def _send_through(proxy: str, request: urllib.request.Request) -> None:
+    parts = urlsplit(proxy)
+    if parts.username:
+        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        request.add_unredirected_header("Proxy-Authorization", f"Basic {b64encode(user.encode()).decode()}")
+    host = parts.netloc.rpartition("@")[2]
+    request.set_proxy(host if parts.port else f"{host}:{PORTS[parts.scheme]}", parts.scheme)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -193,6 +212,8 @@ def _download(where: Place, limits: Downloads, target: Path) -> None:
         with gate.clock():
             _transfer(where, gate, draft)
         draft.replace(target)
+    except ProxyError as error:
+        raise where.failure(f"cannot be reached: {error}") from None
     except (ValueError, http.client.InvalidURL) as error:  # a port that is no number, a host that no name is
         raise where.failure(f"is no address on the web: {error}", reason=Reason.BAD_SPEC) from None
     except (urllib.error.URLError, http.client.HTTPException) as error:
@@ -206,7 +227,7 @@ def _transfer(where: Place, gate: Gate, draft: Path) -> None:
     request = urllib.request.Request(_quoted(where.uri), headers={"User-Agent": "finetune-operator"})
     if where.token is not None:
         request.add_unredirected_header("Authorization", f"Bearer {where.token}")  # another host must not see it
-    opener = urllib.request.build_opener(_Handler(gate), _Redirects(gate))
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Handler(gate), _Redirects(gate))
     with opener.open(request, timeout=PATIENCE) as answer:
         if answer.headers.get_content_type() == "text/html":
             raise where.failure("is a web page, not data: name the file's own address")
