@@ -265,6 +265,16 @@ def test_a_file_or_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "f"]
 
 
+@pytest.mark.parametrize("name", ["*", "a?", "[ab]*", "**"])
+def test_a_folders_name_is_no_pattern(tmp_path: Path, name: str) -> None:
+    """What a killed process left of an output goes, and of others' folders nothing."""
+    for other in ("ab.tmp-1", "ab.tmp-old-1", f"{name}.tmp-old-1"):
+        (tmp_path / other).mkdir()
+    with new_folder(tmp_path / name) as draft:
+        (draft / "new").write_text("")
+    assert {path.name for path in tmp_path.iterdir()} == {"ab.tmp-1", "ab.tmp-old-1", name}
+
+
 def test_the_shell_and_the_data_work_import_neither_torch_nor_transformers() -> None:
     """Each stage pays only for what it uses: torch takes seconds and half a gigabyte."""
     code = (

@@ -3,6 +3,7 @@
 It decides names and the order of writes. It knows nothing of what the files mean.
 """
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -94,7 +95,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def remove_drafts(path: Path) -> None:
     """Remove what a killed process left of `path`."""
-    for left in path.parent.glob(f"{path.name}.tmp-*"):
+    for left in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):  # an output's name is its user's
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
