@@ -3,9 +3,12 @@ else: not through a redirection, not by another spelling of an address, not by a
 neither larger nor slower than it may be.
 """
 
+import os
+import re
 import select
 import socket
 import ssl
+import struct
 from base64 import b64encode
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -194,6 +197,45 @@ def test_a_download_is_not_slower_than_it_may_be(tmp_path: Path, server: servers
         failure = refusal(f"{slow.url}/slow.jsonl", Downloads(allow=["*"], timeout_seconds=1), tmp_path)
     assert "took longer than the 1 s that a download may take (trainer.downloads.timeoutSeconds" in failure.message
     assert not failure.transient
+
+
+def silence(connection: ssl.SSLSocket) -> None:
+    connection.recv(1)
+
+
+def reset(connection: ssl.SSLSocket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    os.close(connection.detach())
+
+
+def babble(connection: ssl.SSLSocket) -> None:
+    socket.socket.send(connection, b"this is no TLS")
+
+
+@pytest.mark.parametrize("part", ["", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"])
+@pytest.mark.parametrize(
+    ("then", "told"),
+    [(silence, "cannot be reached: .*timed out"), (reset, "reset by peer|closed connection"), (babble, "SSL")],
+)
+def test_a_connection_that_breaks_may_be_tried_again(
+    tmp_path: Path, server: servers.Server, monkeypatch: pytest.MonkeyPatch, part: str, then: Any, told: str
+) -> None:
+    """Whenever it does: before the answer, in its head or in its body."""
+    monkeypatch.setattr(web, "PATIENCE", 0.3)
+    asked = []
+
+    class Breaking(servers.Quiet):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.wfile.write(part.encode())
+            then(self.connection)
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "tls" / "cert.pem", tmp_path / "tls" / "key.pem")
+    with servers.serving(Breaking, context) as breaking:
+        failure = refusal(f"{breaking.url}/a.jsonl", ALLOWED, tmp_path)
+    assert re.search(told, failure.message)
+    assert (failure.reason, failure.code, len(asked)) == ("DatasetUnavailable", 70, 3)
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def _transfer(where: Place, gate: Gate, draft: Path) -> None:
     if where.token is not None:
         request.add_unredirected_header("Authorization", f"Bearer {where.token}")  # another host must not see it
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Handler(gate), _Redirects(gate))
-    with opener.open(request, timeout=PATIENCE) as answer:
+    with _opened(opener, request) as answer:
         if answer.headers.get_content_type() == "text/html":
             raise where.failure("is a web page, not data: name the file's own address")
         size = answer.length or 0
@@ -241,6 +241,17 @@ def _transfer(where: Place, gate: Gate, draft: Path) -> None:
             gate.check_time()
             if size and file.tell() != size:
                 raise where.failure(f"ended after {file.tell():,} of {size:,} bytes", transient=True)
+
+
+def _opened(opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> Any:
+    """The answer's head. urllib makes URLErrors of what happens until the request is sent, and not of what comes after:
+    a server that says nothing, or hangs up."""
+    try:
+        return opener.open(request, timeout=PATIENCE)
+    except urllib.error.URLError:
+        raise
+    except OSError as error:
+        raise urllib.error.URLError(error) from error
 
 
 def _blocks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
