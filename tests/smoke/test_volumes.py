@@ -21,9 +21,13 @@ from adapters import adapter
 from as_user import USER
 from finetune_api.run import Run
 from finetune_trainer import volumes
+from finetune_trainer.base_model import check_unchanged
 from finetune_trainer.data.tokenizer import load
 from finetune_trainer.failures import Failure
 from finetune_trainer.output import check_output
+from finetune_trainer.prepared import read_prepared
+from finetune_trainer.report import Progress
+from finetune_trainer.workspace import Workspace
 from preparing import jsonl, prepared
 
 ROWS = [{"prompt": f"q{number}", "completion": f"a{number}"} for number in range(40)]
@@ -281,6 +285,56 @@ def test_what_a_user_may_not_touch_is_told_with_its_owner(
     assert report["message"].startswith(place)
     assert f"{path} is not {word} for uid {user}, gid " in report["message"]
     assert f"it belongs to uid {os.geteuid()}, gid {os.getegid()}, mode {mode:04o}; " in report["message"]
+
+
+def refusals_after_prepare(run: Run) -> set[tuple[str, str]]:
+    """How the stages that open the model after prepare end."""
+    from finetune_trainer.merge import reopened
+    from finetune_trainer.train import train
+
+    workspace, found = Workspace(Path(run.workspace)), set()
+    page = read_prepared(workspace)
+    assert page is not None
+    for stage in (lambda: train(run, workspace, Progress("train")), lambda: reopened(run, page, workspace)):
+        with pytest.raises(Failure) as caught:
+            stage()
+        found.add((caught.value.reason.value, caught.value.message))
+    return found
+
+
+@pytest.mark.parametrize(
+    "link", ["", "config.json", "generation_config.json", "part.safetensors", "deep/b.safetensors"]
+)
+def test_a_model_that_is_linked_away_after_prepare_is_refused(tmp_path: Path, link: str) -> None:
+    """A job can wait for days between its stages, while others write to the volume; whatever may be opened counts."""
+    volume = claim(tmp_path / "c")
+    model, shards = volume / "model", ("part.safetensors", "deep/b.safetensors")
+    (model / "deep").mkdir()
+    for shard in shards:
+        save_file({shard[0]: np.ones(4, dtype=np.float32)}, model / shard)
+    (model / "model.safetensors").unlink()
+    index = {"weight_map": {shard[0]: shard for shard in shards}}
+    preparing.write_json(model / "model.safetensors.index.json", index)
+    preparing.write_json(model / "generation_config.json", {})
+    run = run_on(volume)
+    prepared(run)
+    moved(model / link, tmp_path / "secrets" / "x")
+    ((reason, message),) = refusals_after_prepare(run)
+    assert reason == "ModelUnavailable"
+    assert message.startswith("spec.model.uri: pvc://c/model leaves its volume: ")
+    assert f"leads to {tmp_path}/secrets/x" in message
+
+
+def test_weights_that_are_exchanged_after_prepare_are_refused(tmp_path: Path) -> None:
+    """What counts is what they are: weights that were only touched are read once more, and taken."""
+    run = run_on(claim(tmp_path / "c"))
+    _, page, _ = prepared(run)
+    weights = tmp_path / "c" / "model" / "model.safetensors"
+    os.utime(weights, (1, 1))
+    check_unchanged(run, page)
+    save_file({"weight": np.zeros(4, dtype=np.float32)}, weights)
+    told = "holds other weights than when the run was prepared: put those back, or apply the job under a new name"
+    assert refusals_after_prepare(run) == {("CheckpointMismatch", f"spec.model.uri: pvc://c/model {told}")}
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "."])

@@ -20,6 +20,7 @@ from finetune_trainer import hub
 from finetune_trainer.data.tokenizer import FILES, read_json
 from finetune_trainer.failures import Failure
 from finetune_trainer.output import megabytes
+from finetune_trainer.prepared import Prepared
 from finetune_trainer.tensor_file import TensorFile
 from finetune_trainer.volumes import Named
 from finetune_trainer.workspace import Workspace, new_folder, write_file
@@ -90,16 +91,41 @@ def base_model(run: Run, workspace: Workspace, known: dict[str, str]) -> BaseMod
         folder, revision = _fetched(run, workspace)
         config, weights = _checked(folder, source.uri)
     else:
-        where = Named(f"{FIELD}.uri", source.uri, Reason.MODEL_UNAVAILABLE)
+        where = _named(run)
         folder, revision = _mounted(run, where), ""
         config, weights = _checked(folder, source.uri, lambda path: where.proven(run, path))
     stamp = _stamp(weights)
     return BaseModel(folder, source.uri, revision or known.get(stamp) or _digest(weights), stamp, config, weights)
 
 
+def check_unchanged(run: Run, page: Prepared) -> None:
+    """Raise Failure unless the model is still the one that prepare has checked. A job can wait for days between two
+    stages, and who may write to the volume can put links or other weights there. Weights are read only where their
+    stamp has changed. A fetched model lies on the workspace, which is the run's own."""
+    if uris.parse(run.spec.model.uri).scheme == "hf":
+        return
+    where, folder = _named(run), Path(page.model_path)
+    where.proven(run, folder)
+    _check_files(run, where, folder)
+    _, weights = _checked(folder, where.uri, lambda path: where.proven(run, path))
+    if _stamp(weights) != page.model_stamp and _digest(weights) != page.model_revision:
+        why = "holds other weights than when the run was prepared: put those back, or apply the job under a new name"
+        raise where.failure(why, reason=Reason.CHECKPOINT_MISMATCH)
+
+
+def _named(run: Run) -> Named:
+    return Named(f"{FIELD}.uri", run.spec.model.uri, Reason.MODEL_UNAVAILABLE)
+
+
 def _mounted(run: Run, where: Named) -> Path:
     """The folder; every file in it that anything may open lies in its volume and can be read."""
-    uri, folder = where.uri, where.located(run)
+    folder = where.located(run)
+    _check_files(run, where, folder)
+    return folder
+
+
+def _check_files(run: Run, where: Named, folder: Path) -> None:
+    uri = where.uri
     if not folder.exists():
         raise Failure(Reason.MODEL_UNAVAILABLE, f"{FIELD}.uri: {uri} does not exist{beside(folder)}")
     if not folder.is_dir():
@@ -109,7 +135,6 @@ def _mounted(run: Run, where: Named) -> Path:
             where.proven(run, path)
             if path.name in CONFIGS or path.suffix == ".safetensors":
                 path.open("rb").close()  # libraries tell a refusal as a broken file
-    return folder
 
 
 def beside(path: Path) -> str:

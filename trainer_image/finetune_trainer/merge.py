@@ -13,6 +13,7 @@ import transformers
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_trainer import device, modelling, results
+from finetune_trainer.base_model import check_unchanged
 from finetune_trainer.failures import Failure
 from finetune_trainer.methods import METHODS
 from finetune_trainer.objectives import OBJECTIVES
@@ -41,6 +42,7 @@ def merge(run: Run, page: Prepared, workspace: Workspace, target: Path) -> None:
 
 def reopened(run: Run, page: Prepared, workspace: Workspace) -> tuple[modelling.Head, Any]:
     """The adapter that training left, on its base in full precision, and as what that base is opened."""
+    check_unchanged(run, page)
     config = modelling.config_of(Path(page.model_path))
     head = OBJECTIVES[run.spec.objective.kind].suited(config).head(tuple(page.labels))
     base = modelling.load(Path(page.model_path), head, page.pad_token_id)

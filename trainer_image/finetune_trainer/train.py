@@ -20,6 +20,7 @@ from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import EvaluationResult, Sample
 from finetune_trainer import checkpoints, device, modelling, results
+from finetune_trainer.base_model import check_unchanged
 from finetune_trainer.callbacks import Course, StopRequest, timetable
 from finetune_trainer.checkpoints import Store
 from finetune_trainer.failures import Failure
@@ -77,6 +78,7 @@ def train(run: Run, workspace: Workspace, progress: Progress, stop: StopRequest 
     if finished is not None:
         log.info("training is done already: nothing to do")
         return StageReport(stage="train", evaluation=finished.evaluation)
+    check_unchanged(run, stage.page)
     _begin(stage)
     tuner = assemble(stage)
     baseline = _baseline(stage, tuner)
