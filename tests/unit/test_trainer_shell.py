@@ -1,7 +1,9 @@
 """How a stage ends, whatever happens in it: exit code, termination message, no traceback for a user's mistake."""
 
 import errno
+import io
 import json
+import logging
 import os
 import signal
 import socket
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +135,44 @@ def test_what_others_wrote_is_escaped_in_a_report(tmp_path: Path) -> None:
     assert (found.evaluation.samples[0].before, found.evaluation.samples[0].after) == (r"\x9b31m", "a\nb")
     assert found.evaluation.split == r"test\x07"
     assert ended(tmp_path, raising(Failure(Reason.BAD_SPEC, "\x1b[2J\nno")))[1]["message"] == "\\x1b[2J\nno"
+
+
+def test_what_libraries_print_is_escaped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """They have handlers, warnings and prints of their own, and quote models and servers in them."""
+
+    def stage(*arguments: Any) -> StageReport:
+        theirs = logging.getLogger("a library's")
+        theirs.addHandler(logging.StreamHandler())
+        theirs.propagate = False
+        theirs.warning("logged \x1b[2J")
+        warnings.warn("warned \x1b[2J", stacklevel=1)
+        print("printed \x1b[2J")
+        sys.stderr.writelines(["written \x1b[2J\n", "10 %\r20 %\n"])
+        raise ValueError("raised \x1b[2J")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        ended(tmp_path, stage)
+    told = "".join(capfd.readouterr())
+    assert "\x1b" not in told
+    assert "\r" not in told
+    for word in ("logged", "warned", "printed", "written", "raised"):
+        assert rf"{word} \x1b[2J" in told
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_bars_are_drawn_on_a_terminal_alone() -> None:
+    """There they begin, and are wiped, by going back to the line's beginning; in a log each is a line."""
+    for stream, expected in ((Terminal(), "\r 10 %\r 20 %\r    \ra\nb"), (io.StringIO(), "\n 10 %\n 20 %\n    \na\nb")):
+        printable = shell.Printable(stream)
+        for text in ("\r 10 %", "\r 20 %", "\r    \r", "a\rb"):
+            assert printable.write(text) == len(text)
+        printable.flush()
+        assert stream.getvalue() == expected
 
 
 def test_success_leaves_its_report_in_both_places(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.base_model import is_encoder_decoder, longest_input
 from finetune_trainer.failures import Failure
 from finetune_trainer.prepare import batches
+from finetune_trainer.shell import print_readably
 
 TWO_CLASSES = ["0", "1"]
 """Where the job leaves the classes to the data: the head of a classifier is small."""
@@ -23,6 +24,7 @@ TWO_CLASSES = ["0", "1"]
 
 def main() -> int:
     """Answer one question."""
+    print_readably()
     answer, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
     question = json.loads(sys.stdin.buffer.read())
     folder, spec = Path(question["model"]), FineTuneJobSpec.model_validate(question["spec"]).resolved()

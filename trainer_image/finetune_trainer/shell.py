@@ -8,9 +8,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pydantic import ValidationError
 
@@ -83,8 +83,43 @@ def _indented(text: str) -> str:
     return printable_lines(text).replace("\n", "\n    ")
 
 
+class Printable:
+    """A stream as which a library, whatever it prints by, can reach a log or terminal with readable text alone.
+
+    Where the stream is a terminal, a "\\r" that begins or ends what is written stays: progress bars are drawn by it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        before, after = "", ""
+        if self._stream.isatty():
+            before, after = "\r" * text.startswith("\r"), "\r" * (len(text) > 1 and text.endswith("\r"))
+        middle = text[len(before) : len(text) - len(after)]
+        self._stream.write(f"{before}{printable_lines(middle)}{after}")
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+
+def print_readably() -> None:
+    """Let nothing that this process prints act on a terminal: libraries warn of models and servers in their words.
+    To be called before they are imported, for their loggers keep the stream of that moment."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, Printable):
+            setattr(sys, name, Printable(stream))
+
+
 def log_to_stderr(who: str) -> None:
     """Send every log of this process to standard error, each record with `who`."""
+    print_readably()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines(f"%(asctime)s {who}: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
