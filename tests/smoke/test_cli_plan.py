@@ -1,6 +1,9 @@
 """`finetune plan`: a table over the methods for one job, without a cluster, weights or data."""
 
+import io
 import json
+import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from typer.testing import CliRunner
 import tiny
 from finetune_cli import planning
 from finetune_cli.main import app
+from finetune_trainer import choices
 
 CONFIG = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
           "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 300}  # fmt: skip
@@ -51,6 +55,34 @@ def test_a_config_is_enough(tmp_path: Path, few: None) -> None:
     assert "100 %" in lines[2]
     assert lines[3].startswith("bitFit: spec.method.bitFit: 'llama' models have no biases")
     assert lines[4] == "estimated for rows of 64 tokens at most; memory: 24Gi on the GPU"
+
+
+def test_libraries_print_nothing_that_acts_on_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The process behind the command writes to its terminal."""
+    spec = {"model": {"uri": "hf://a/b"}, "dataset": {"train": [{"uri": "hf://a/b"}]}, "output": {"uri": "pvc://a/b"}}
+    question = json.dumps({"model": ".", "spec": spec, "methods": []}).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(question)))
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))  # put back afterwards
+    assert choices.main() == 0
+    logging.StreamHandler().stream.write("\x1b[2J")
+    print("\x1b[3J")
+    assert capfd.readouterr() == ("", "\\x1b[2J\\x1b[3J\n")
+
+
+def test_what_a_model_says_does_not_act_on_the_terminal(
+    tmp_path: Path, few: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A config that cannot be read is told with its name, without a traceback."""
+    evil = {"rope_parameters": {"rope_type": "linear", "factor": "\x1b[31mEVIL"}, "id2label": {"\x1b[2J": "\x1b[2J"}}
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | evil))
+    done = plan(job(tmp_path), "--model", tmp_path)
+    told = done.output + "".join(capfd.readouterr())
+    assert f"{tmp_path}/config.json" in told
+    assert "Traceback" not in told
+    assert "\x1b" not in told
 
 
 def test_json_has_the_same_figures(tmp_path: Path, few: None) -> None:

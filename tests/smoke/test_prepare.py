@@ -569,6 +569,17 @@ def test_hub_models_that_cannot_be_had(
         assert refusal(run) == (reason, f"spec.model: {HUB_MODEL} {message}")
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"text_config": 3}, {"model_type": "roberta", "pad_token_id": "x"}, {"max_position_embeddings": "x"}]
+)
+def test_a_config_of_wrong_types_is_left_to_those_who_know_the_architecture(
+    tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    """The count, which opens it, says what is wrong; the data work trips over nothing in it."""
+    preparing.model(tmp_path / "model", **wrong)
+    assert prepared(run_of(tmp_path, jsonl(tmp_path / "a.jsonl", PAIRS)))[1].data.train_examples == 90
+
+
 def test_a_hub_model_without_safetensors_is_refused(tmp_path: Path, online: Any) -> None:
     with servers.hub(
         {"models/team/model": servers.Repository({"config.json": b"{}", "pytorch_model.bin": b""})}

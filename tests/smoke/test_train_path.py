@@ -5,6 +5,7 @@ the plain computation that it replaces.
 """
 
 import dataclasses
+import json
 import logging
 import math
 from pathlib import Path
@@ -26,6 +27,7 @@ from finetune_trainer.failures import Failure
 from finetune_trainer.finetuner import FineTuner
 from finetune_trainer.losses import linear_cross_entropy
 from finetune_trainer.memory import PlannedModel
+from finetune_trainer.objectives.sft import SftTrainer
 from finetune_trainer.report import Progress
 from finetune_trainer.train import assemble, follow
 from finetune_trainer.workspace import Workspace
@@ -290,12 +292,67 @@ def test_modules_that_match_nothing_are_named_with_those_that_exist(tmp_path: Pa
     assert refused.value.reason is Reason.BAD_SPEC
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"rope_parameters": {"rope_type": "linear", "factor": "\x1b[31mEVIL"}}, "describes no model: TypeError: "),
+        ({"rope_parameters": "x"}, "Validation error for field 'rope_parameters': TypeError: "),
+        ({"hidden_size": "a"}, "Validation error for field 'hidden_size': TypeError: Field 'hidden_size' expected int"),
+        ({"num_attention_heads": 0}, "cannot be read: ZeroDivisionError: "),
+        ({"hidden_act": "evil"}, "describes no model: KeyError: 'evil'"),
+        ({"dtype": "evil"}, "cannot be read: AttributeError: "),
+        ({"text_config": 3}, "describes no model: AttributeError: "),
+        ({"id2label": 3}, "cannot be read: AttributeError: "),
+        ({"auto_map": 3}, "cannot be read: TypeError: "),
+        ({"model_type": ["llama"]}, "names no model_type"),
+    ],
+)
+def test_a_config_that_transformers_trips_over_is_the_models_fault(
+    tmp_path: Path, wrong: dict[str, Any], told: str
+) -> None:
+    """With whatever error: planned or loaded, the message names the model's file or folder, and is readable."""
+    folder = tiny.llama(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | wrong))
+    with pytest.raises(Failure) as planned:
+        PlannedModel(folder, spec_of(tmp_path), [])
+    assert planned.value.message.startswith(f"spec.model.uri: {folder}/config.json ")
+    assert told in planned.value.message
+    with pytest.raises(Failure, match=str(folder)) as loaded:
+        modelling.load(folder, SftTrainer.head(()), pad_token_id=0)
+    assert {planned.value.reason, loaded.value.reason} == {Reason.MODEL_INVALID}
+    assert "\x1b" not in planned.value.message + loaded.value.message
+
+
+def test_a_kind_of_model_that_transformers_does_not_know_is_unsupported(tmp_path: Path) -> None:
+    folder = tiny.llama(tmp_path / "model")
+    (folder / "config.json").write_text('{"model_type": "new"}')
+    with pytest.raises(Failure, match=r"transformers [\d.]+ knows no 'new' models") as refused:
+        PlannedModel(folder, spec_of(tmp_path), [])
+    assert refused.value.reason is Reason.UNSUPPORTED
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), MemoryError(), Failure(Reason.PREEMPTED, "stop")])
+def test_what_happens_to_a_model_while_it_is_read_is_not_its_fault(tmp_path: Path, error: Exception) -> None:
+    """Memory that runs out and a signal that comes keep their own names."""
+    with pytest.raises(type(error)) as caught, modelling.reading(tmp_path, "cannot load"):
+        raise error
+    assert caught.value is error
+
+
+def test_a_tokenizer_that_transformers_trips_over_is_the_models_fault(tmp_path: Path) -> None:
+    folder = tiny.llama(tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_bytes())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": 3}))
+    with pytest.raises(Failure, match=f"spec.model.uri: its tokenizer, as it is in {folder}, cannot") as refused:
+        modelling.tokenizer_of(folder)
+    assert refused.value.reason is Reason.MODEL_INVALID
+
+
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     """A folder with pytorch_model.bin alone is ModelInvalid: a pickle could run code."""
     folder = tiny.llama(tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    from finetune_trainer.objectives.sft import SftTrainer
-
     with pytest.raises(Failure, match="a pickle") as refused:
         modelling.load(folder, SftTrainer.head(()), pad_token_id=0)
     assert refused.value.reason is Reason.MODEL_INVALID

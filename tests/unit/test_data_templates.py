@@ -98,6 +98,8 @@ def test_what_a_template_refuses_is_told() -> None:
         answers("{{ raise_exception('roles must alternate') }}", CHAT)
     with pytest.raises(BadRecordError, match=r"^chat template: 'dict object' has no attribute 'mood'$"):
         answers("{{ messages[0].mood.colour }}", CHAT)
+    with pytest.raises(BadRecordError, match=r"^chat template: division by zero$"):
+        answers("{{ 1 / 0 }}", CHAT)
 
 
 def test_a_template_that_is_no_template_is_told() -> None:

@@ -74,14 +74,21 @@ def is_encoder_decoder(page: dict[str, Any]) -> bool:
 
 def longest_input(page: dict[str, Any]) -> int | None:
     """The same of the content of a config.json."""
-    config = page.get("text_config") or page
+    config = text_part(page)
     if config.get("model_type") in RELATIVE:
         return None
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if not isinstance(positions, int):
         return None
-    offset = (config.get("pad_token_id") or 0) + 1 if "roberta" in str(config.get("model_type")) else 0
+    padding = config.get("pad_token_id")
+    offset = (padding if isinstance(padding, int) else 0) + 1 if "roberta" in str(config.get("model_type")) else 0
     return positions - offset
+
+
+def text_part(page: dict[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the part that reads text, where the model has others too."""
+    part = page.get("text_config")
+    return part if part and isinstance(part, dict) else page
 
 
 def base_model(run: Run, workspace: Workspace, known: dict[str, str]) -> BaseModel:

@@ -18,7 +18,7 @@ from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Data
-from finetune_trainer.base_model import BaseModel
+from finetune_trainer.base_model import BaseModel, text_part
 from finetune_trainer.data import sources, splits
 from finetune_trainer.data.faults import Faults
 from finetune_trainer.data.packing import packed
@@ -168,7 +168,7 @@ def _check_table(job: Preparation, name: str, tally: Tally, writer: TableWriter)
         if tally.read:
             why = f"of {tally.read} read, none has anything to learn from within {job.max_length} tokens"
         raise Failure(Reason.DATASET_INVALID, f"spec.dataset.{name} has no usable record: {why}")
-    vocabulary = (job.model.config.get("text_config") or job.model.config).get("vocab_size")
+    vocabulary = text_part(job.model.config).get("vocab_size")
     if isinstance(vocabulary, int) and writer.highest >= vocabulary:
         told = f"its tokenizer makes token {writer.highest}, and its embeddings end at {vocabulary - 1}"
         raise Failure(Reason.MODEL_INVALID, f"spec.model.uri: {job.model.name}: {told}")

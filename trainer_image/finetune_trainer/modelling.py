@@ -5,9 +5,10 @@ safetensors weights. No code from a model's folder is ever run and no pickle is 
 no method.
 """
 
-import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ import torch
 import transformers
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.data.tokenizer import read_json
 from finetune_trainer.failures import Failure
 from finetune_trainer.volumes import REFUSING, UNREACHABLE, explained
 
@@ -75,15 +77,11 @@ def load(
     """Load the model of `folder` with `head`; its new parameters come from torch's global generator."""
     config = read_config(folder, head, pad_token_id)
     _check_weights(folder)
-    try:
+    with reading(folder, f"cannot load the model in {folder}"):
         model, info = getattr(transformers, head.auto_class).from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True,
             trust_remote_code=False, output_loading_info=True, quantization_config=quantization,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # transformers has OSErrors of its own
-            raise _unreadable(folder, error) from error
-        raise Failure(Reason.MODEL_INVALID, f"cannot load the model in {folder}: {_first_line(error)}") from error
     fresh = set(fresh_modules(model, head)) | {name.rpartition(".")[0] for name in info["missing_keys"]}
     return LoadedModel(model, tuple(sorted(fresh)))
 
@@ -91,13 +89,8 @@ def load(
 def blank(folder: Path, head: Head) -> PreTrainedModel:
     """The same model without memory for its parameters (meta device)."""
     config = read_config(folder, head, pad_token_id=0)
-    with torch.device("meta"):
-        try:
-            model = getattr(transformers, head.auto_class).from_config(
-                config, dtype=torch.float32, trust_remote_code=False
-            )
-        except (ValueError, KeyError, ImportError) as error:
-            raise Failure(Reason.UNSUPPORTED, f"spec.model: {_first_line(error)}") from error
+    with torch.device("meta"), reading(folder, f"spec.model.uri: {folder / 'config.json'} describes no model"):
+        model = getattr(transformers, head.auto_class).from_config(config, dtype=torch.float32, trust_remote_code=False)
     if config.is_encoder_decoder and _has_own_outputs(folder, model):
         layer = model.get_output_embeddings()
         layer.weight = nn.Parameter(torch.empty_like(layer.weight))
@@ -111,7 +104,7 @@ def _has_own_outputs(folder: Path, model: PreTrainedModel) -> bool:
     weights = [f"{name}.weight" for name, module in model.named_modules() if outputs is not None and module is outputs]
     files = list(folder.glob("*.safetensors"))
     if not weights or not files:
-        told = json.loads((folder / "config.json").read_bytes())
+        told = read_json(folder / "config.json", f"spec.model.uri: {folder}")
         return bool(weights) and told.get("tie_word_embeddings") is False
     found = {key for path in files for key in _tensor_names(path)}
     return {weights[0], model.all_tied_weights_keys.get(weights[0])} <= found
@@ -141,10 +134,31 @@ def _unreadable(folder: Path, error: OSError) -> Failure:
 def config_of(folder: Path, **overrides: Any) -> PretrainedConfig:
     """The config of the model in `folder`; raises Failure where transformers cannot read it."""
     _check_readable(folder)
-    try:
+    _check_config(folder)
+    with reading(folder, f"spec.model.uri: {folder / 'config.json'} cannot be read"):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **overrides)
-    except (OSError, ValueError, KeyError) as error:
-        raise _no_config(folder, error) from error
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer in `folder`, as transformers has it; raises Failure where that cannot read it."""
+    with reading(folder, f"spec.model.uri: its tokenizer, as it is in {folder}, cannot be read"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+@contextmanager
+def reading(folder: Path, told: str) -> Iterator[None]:
+    """What transformers raises about the files of a model is the model's fault: it checks little of them, and trips
+    over the rest with whatever error comes first."""
+    try:
+        yield
+    except (Failure, MemoryError, torch.OutOfMemoryError):
+        raise
+    except ImportError as error:
+        raise Failure(Reason.UNSUPPORTED, f"{told}: {_in_short(error)}") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # transformers has OSErrors of its own
+            raise _unreadable(folder, error) from error
+        raise Failure(Reason.MODEL_INVALID, f"{told}: {_in_short(error)}") from error
 
 
 def read_config(folder: Path, head: Head, pad_token_id: int) -> PretrainedConfig:
@@ -160,8 +174,8 @@ def read_config(folder: Path, head: Head, pad_token_id: int) -> PretrainedConfig
 
 def _start_token(folder: Path, config: PretrainedConfig) -> int:
     """The token that answers start from. Generation would take what generation_config.json says before all else."""
-    told = folder / "generation_config.json"
-    named = json.loads(told.read_bytes()).get("decoder_start_token_id") if told.is_file() else None
+    told = read_json(folder / "generation_config.json", f"spec.model.uri: {folder}")
+    named = told.get("decoder_start_token_id")
     named = getattr(config, "decoder_start_token_id", None) if named is None else named
     if not isinstance(named, int):
         raise Failure(
@@ -267,21 +281,21 @@ def _check_weights(folder: Path) -> None:
     raise Failure(Reason.MODEL_INVALID, f"spec.model.uri: {folder} has {found}; weights have to be *.safetensors")
 
 
-def _no_config(folder: Path, error: Exception) -> Failure:
-    file = folder / "config.json"
-    if not file.is_file():
-        return Failure(Reason.MODEL_INVALID, f"spec.model.uri: {folder} is not a model: it has no config.json")
-    try:
-        kind = json.loads(file.read_bytes()).get("model_type")
-    except (ValueError, AttributeError):
-        return Failure(Reason.MODEL_INVALID, f"spec.model.uri: {file} is not valid JSON")
-    if kind is None:
-        return Failure(Reason.MODEL_INVALID, f"spec.model.uri: {file} names no model_type")
-    return Failure(
-        Reason.UNSUPPORTED,
-        f"spec.model: transformers {transformers.__version__} cannot read a {kind!r} model: {_first_line(error)}",
-    )
+def _check_config(folder: Path) -> None:
+    """Refuse a model of a kind that this version of transformers does not know; the rest shows when it is read."""
+    if not (folder / "config.json").is_file():
+        raise Failure(Reason.MODEL_INVALID, f"spec.model.uri: {folder} is not a model: it has no config.json")
+    kind = read_json(folder / "config.json", f"spec.model.uri: {folder}").get("model_type")
+    if not isinstance(kind, str):
+        raise Failure(Reason.MODEL_INVALID, f"spec.model.uri: {folder / 'config.json'} names no model_type")
+    if kind not in CONFIG_MAPPING:
+        told = f"transformers {transformers.__version__} knows no {kind!r} models; choose an architecture that it has"
+        raise Failure(Reason.UNSUPPORTED, f"spec.model: {told}")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+def _in_short(error: Exception) -> str:
+    """The first line of an error, and the next where that only announces it; of errors without a sentence their name
+    too."""
+    lines = [line.strip() for line in str(error).strip().split("\n") if line.strip()] or [""]
+    said = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    return said if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: {said}"

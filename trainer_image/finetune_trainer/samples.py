@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, DynamicCache, EncoderDecoderCache, StoppingCriteriaList
+from transformers import DynamicCache, EncoderDecoderCache, StoppingCriteriaList
 
 from finetune_api.spec import Evaluation
+from finetune_trainer.modelling import tokenizer_of
 
 LONGEST_ANSWER = 4000
 """Characters; the contract takes no more than 4,096."""
@@ -20,7 +21,7 @@ def answers(tuner: Any, tokenizer_folder: Path, evaluation: Evaluation, check: C
     """One answer a prompt. `check` is called at each token and may raise."""
     if not evaluation.prompts:
         return []
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
+    tokenizer = tokenizer_of(tokenizer_folder)
     tuner.model.eval()
     with torch.no_grad(), tuner.autocast():
         texts = [_answer(tuner, tokenizer, prompt, evaluation.max_new_tokens, check) for prompt in evaluation.prompts]

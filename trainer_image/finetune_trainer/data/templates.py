@@ -78,7 +78,13 @@ class ChatTemplate:
             return self._template.render(context)
         except jinja2.TemplateError as error:
             raise BadRecordError(f"chat template: {error.message or type(error).__name__}") from None
-        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:  # the template's own code
+        except (
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+        ) as error:  # its own code
             raise BadRecordError(f"chat template: {error}") from None
 
 

@@ -107,6 +107,8 @@ def _backend(folder: Path, name: str) -> Tokenizer:
         return _converted(folder, name)
     try:
         return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except (Failure, MemoryError):  # a signal that came meanwhile
+        raise
     except Exception as error:  # the library raises nothing narrower
         raise Failure(Reason.MODEL_INVALID, f"{name}: tokenizer.json cannot be read: {error}") from None
 
@@ -124,6 +126,8 @@ def _converted(folder: Path, name: str) -> Tokenizer:
             Path(draft, "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
             converted = AutoTokenizer.from_pretrained(draft, trust_remote_code=False, local_files_only=True)
         return converted.backend_tokenizer
+    except (Failure, MemoryError):
+        raise
     except Exception as error:  # it raises whatever its parts raise
         raise Failure(Reason.MODEL_INVALID, f"{name}: its tokenizer cannot be read: {error}") from None
 
@@ -134,7 +138,7 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _content(token: Any) -> str:
-    return token["content"] if isinstance(token, dict) else str(token)
+    return str(token.get("content", "") if isinstance(token, dict) else token)
 
 
 def _template_source(folder: Path, config: dict[str, Any], name: str) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 import peft
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 
 from finetune_api.methods import MethodOptions
 from finetune_api.methods import PrefixTuning as PrefixOptions
@@ -26,7 +26,7 @@ from finetune_api.reasons import Reason
 from finetune_trainer.failures import Failure
 from finetune_trainer.methods.blocks import decoder_layers, heads
 from finetune_trainer.methods.peft_method import PeftMethod
-from finetune_trainer.modelling import Head, LoadedModel, is_encoder
+from finetune_trainer.modelling import Head, LoadedModel, is_encoder, tokenizer_of
 
 EMBEDDINGS = "promptTuning or pTuning, which learn embeddings, or lora"
 
@@ -108,7 +108,7 @@ class PromptTuning(_Embeddings):
     @torch.no_grad()
     def _start_from(self, model: Any, options: PromptOptions, tokenizer: Path) -> None:
         """PEFT would do this with the tokenizer's special tokens in between, and publish the tokenizer's path."""
-        words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        words = tokenizer_of(tokenizer)
         ids = words(options.init_text, add_special_tokens=False)["input_ids"]
         if not ids:
             raise Failure(Reason.BAD_SPEC, f"{self.field}.initText: the model's tokenizer makes no token of it")
