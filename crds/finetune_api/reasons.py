@@ -65,6 +65,7 @@ class Reason(StrEnum):
     QUOTA_EXCEEDED = "QuotaExceeded"
     JOB_QUOTA_EXCEEDED = "JobQuotaExceeded"
     LIMIT_RANGE = "LimitRange"
+    POD_REFERENCE_NOT_FOUND = "PodReferenceNotFound"
     OPERATOR_FORBIDDEN = "OperatorForbidden"
     SERVER_UNAVAILABLE = "ServerUnavailable"
     DEFINITION_OUTDATED = "DefinitionOutdated"
@@ -120,6 +121,10 @@ NEXT_STEP: dict[Reason, str] = {
     Reason.QUOTA_EXCEEDED: "Delete what is no longer needed in the namespace, or have its quota raised.",
     Reason.JOB_QUOTA_EXCEEDED: "Delete finished Jobs in the namespace, or have its quota of objects raised.",
     Reason.LIMIT_RANGE: "Lower spec.resources.cpu or memory, or have the namespace's LimitRange changed.",
+    Reason.POD_REFERENCE_NOT_FOUND: (
+        "Create what the message names, or change spec.scheduling.priorityClassName, "
+        "spec.podTemplate.serviceAccountName or spec.podTemplate.runtimeClassName."
+    ),
     Reason.OPERATOR_FORBIDDEN: "Upgrade the operator's chart: its Role lacks a right that this operator needs.",
     Reason.SERVER_UNAVAILABLE: "The API server, or a webhook that it asks, fails; the job goes on when it is back.",
     Reason.DEFINITION_OUTDATED: "Apply the CustomResourceDefinition of this release of the operator.",

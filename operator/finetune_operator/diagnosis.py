@@ -156,7 +156,7 @@ def refused(status: int, message: str, fields: tuple[str, ...] = ()) -> Obstacle
         return Obstacle(Reason.OPERATOR_FORBIDDEN, message)
     if status >= 500 or status in (0, 408, 429):
         return Obstacle(Reason.SERVER_UNAVAILABLE, message)
-    for pattern, reason in _LIMITED:
+    for pattern, reason in _TOLD:
         if pattern.search(message):
             return Obstacle(reason, message)
     by_policy = _BY_POLICY.search(message) is not None
@@ -166,16 +166,30 @@ def refused(status: int, message: str, fields: tuple[str, ...] = ()) -> Obstacle
 
 _LACKS_RIGHT = re.compile(r'User "[^"]*" cannot ')
 _BY_POLICY = re.compile(r"denied (the )?request|admission webhook|AdmissionPolicy", re.IGNORECASE)
-_LIMITED = (
+_TOLD = (
     (re.compile(r"exceeded quota: .*requested: [^:]*\b(count/)?jobs\.batch="), Reason.JOB_QUOTA_EXCEEDED),
     (re.compile(r"exceeded quota|failed quota"), Reason.QUOTA_EXCEEDED),
     (re.compile(r"(maximum|minimum) [\w./-]+ usage per|limit to request ratio per"), Reason.LIMIT_RANGE),
+    (
+        re.compile(r'no PriorityClass with name \S+ was found|(?i:service ?account|runtimeclass) "[^"]+" not found'),
+        Reason.POD_REFERENCE_NOT_FOUND,
+    ),
 )
+_FAILS = re.compile(
+    r"Internal error occurred|failed calling webhook|request did not complete|etcdserver:|deadline exceeded|[Tt]imeout"
+    r"|timed out|unable to handle the request|[Tt]oo many requests|connection (refused|reset)|unexpected EOF|dial tcp"
+)
+"""The words of an API server that fails, where no status code is told beside them."""
+_ANSWERS = re.compile(r"is forbidden|is invalid|denied (the )?request")
 
 
-def unmade(job: StageJob) -> Obstacle | None:
-    """Why a Kubernetes Job makes no pods: a quota, or a policy of the namespace."""
-    return refused(403, job.complaints[-1]) if job.complaints else None
+def unmade(job: StageJob, since: str = "") -> Obstacle | None:
+    """Why a Kubernetes Job makes no pod, or none after `since`, when the last one ended."""
+    if not job.complaints or (since and moment(job.complained_at) <= moment(since)):
+        return None
+    words = job.complaints[-1]
+    is_failure = _FAILS.search(words) is not None and not _ANSWERS.search(words)
+    return refused(500 if is_failure else 403, words)
 
 
 def stuck_in_deletion(pod: Pod, now: datetime) -> Obstacle | None:

@@ -96,6 +96,12 @@ class Pod:
         return self.phase in ("Succeeded", "Failed") or bool(self.gone_at)
 
     @property
+    def ended_at(self) -> str:
+        """When its container, else the pod, ended; empty: it has not, or nobody knows."""
+        at = self.termination.finished_at if self.termination else None
+        return at or self.gone_at or (self.changed_at if self.is_over else "")
+
+    @property
     def has_started(self) -> bool:
         return bool(self.running_since) or self.termination is not None
 
@@ -130,6 +136,8 @@ class StageJob:
     """Digest of the editable part of the spec that its pods are made from; empty: not known."""
     complaints: tuple[str, ...] = ()
     """Messages of the Job's warning Events: why it cannot make pods."""
+    complained_at: str = ""
+    """When the last of them was told last."""
 
     @property
     def is_finished(self) -> bool:
@@ -288,8 +296,15 @@ def controller_of(body: Object) -> str:
     return next((owner["uid"] for owner in owners if owner.get("controller")), "")
 
 
-def stage_job(body: Object, complaints: Iterable[str] = (), is_gone: bool = False) -> StageJob:
-    """Read a Kubernetes Job of ours."""
+def lacks_a_pod(body: Object) -> bool:
+    """Whether a Kubernetes Job is to have a pod and has none: its first one, or the next after one that ended."""
+    is_over = not _conditions(body).keys().isdisjoint(("Complete", "Failed", "SuccessCriteriaMet", "FailureTarget"))
+    return not (body["spec"].get("suspend") or body.get("status", {}).get("active") or is_over)
+
+
+def stage_job(body: Object, events: Iterable[Object] = (), is_gone: bool = False) -> StageJob:
+    """Read a Kubernetes Job of ours, with the Events that tell why it makes no pod."""
+    told = sorted(events, key=_told_at)
     metadata, conditions = body["metadata"], _conditions(body)
     failed = conditions.get("Failed", {})
     return StageJob(
@@ -307,12 +322,23 @@ def stage_job(body: Object, complaints: Iterable[str] = (), is_gone: bool = Fals
         started_at=body.get("status", {}).get("startTime", ""),
         queue=metadata["labels"].get(labels.KUEUE_QUEUE_LABEL, ""),
         inputs=metadata.get("annotations", {}).get(labels.INPUTS_ANNOTATION, ""),
-        complaints=tuple(complaints),
+        complaints=tuple(_words(event) for event in told),
+        complained_at=timestamp(_told_at(told[-1])) if told else "",
     )
 
 
-def pod(body: Object, complaints: Iterable[str] = (), gone_at: str = "") -> Pod:
-    """Read a pod of ours; `gone_at` is when it was deleted, of one that is no more."""
+def _told_at(event: Object) -> datetime:
+    """When an Event was told last: most are told again and again."""
+    again = event.get("lastTimestamp") or (event.get("series") or {}).get("lastObservedTime")
+    return moment(again or event.get("eventTime") or event["metadata"]["creationTimestamp"])
+
+
+def _words(event: Object) -> str:
+    return f"{event.get('reason', '')}: {event.get('message', '')}"
+
+
+def pod(body: Object, events: Iterable[Object] = (), gone_at: str = "") -> Pod:
+    """Read a pod of ours, with its Events; `gone_at` is when it was deleted, of one that is no more."""
     metadata, status, conditions = body["metadata"], body.get("status", {}), _conditions(body)
     scheduled, disrupted = _condition(body, "PodScheduled"), conditions.get("DisruptionTarget")
     is_refused = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
@@ -353,7 +379,7 @@ def pod(body: Object, complaints: Iterable[str] = (), gone_at: str = "") -> Pod:
         termination=_termination(state["terminated"]) if "terminated" in state else None,
         end_reason=status.get("reason", ""),
         end_message=status.get("message", ""),
-        complaints=tuple(complaints),
+        complaints=tuple(_words(event) for event in sorted(events, key=_told_at)),
     )
 
 

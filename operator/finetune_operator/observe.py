@@ -180,29 +180,18 @@ class _Children:
 
 
 async def _job(cluster: Cluster, body: Object) -> facts.StageJob:
-    """A Kubernetes Job; one without any pod is asked for the Events that tell why."""
-    status = body.get("status", {})
-    is_mute = not (
-        body["spec"].get("suspend") or status.get("active") or status.get("conditions") or status.get("failed")
-    )
-    complaints = await _complaints(cluster, body, "reason=FailedCreate") if is_mute else ()
-    return facts.stage_job(body, complaints)
+    """A Kubernetes Job; one that lacks a pod is asked for the Events that tell why."""
+    return facts.stage_job(body, await _events(cluster, body, "reason=FailedCreate") if facts.lacks_a_pod(body) else ())
 
 
 async def _pod(cluster: Cluster, body: Object) -> Pod:
     """A pod; one that does not start is asked for its Events: of much that keeps it nobody tells elsewhere."""
     if not facts.is_mute(body, datetime.now(UTC)):
         return facts.pod(body)
-    return facts.pod(body, await _complaints(cluster, body, "type=Warning"))
+    return facts.pod(body, await _events(cluster, body, "type=Warning"))
 
 
-async def _complaints(cluster: Cluster, body: Object, which: str) -> tuple[str, ...]:
-    """What Events say of one object, the latest last."""
+async def _events(cluster: Cluster, body: Object, which: str) -> list[Object]:
+    """Such Events about one object."""
     metadata = body["metadata"]
-    fields = f"involvedObject.uid={metadata['uid']},{which}"
-    events = await cluster.find(EVENTS, metadata["namespace"], fields=fields)
-    return tuple(f"{event.get('reason', '')}: {event.get('message', '')}" for event in sorted(events, key=_time))
-
-
-def _time(event: Object) -> str:
-    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"])
+    return await cluster.find(EVENTS, metadata["namespace"], fields=f"involvedObject.uid={metadata['uid']},{which}")

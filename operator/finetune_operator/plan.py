@@ -467,8 +467,8 @@ def _lost_node(seen: Situation) -> Verdict | None:
 
 
 def _starting(seen: Situation) -> Verdict | None:
-    """The stage's Kubernetes Job is to be made, or has no pod yet."""
-    job = seen.job
+    """The stage's Kubernetes Job is to be made, or has no pod yet, or no other one."""
+    job, newest = seen.job, seen.newest
     if job is None or job.is_deleting or job.is_gone:
         left = [pod.name for pod in seen.observed.living]
         return _going_on(seen.stage, f"waiting for {left[0]} to end" if left else "")
@@ -476,10 +476,11 @@ def _starting(seen: Situation) -> Verdict | None:
         queue = _queue(seen)
         message = f"waiting to be admitted by queue {queue}" if queue else f"the Kubernetes Job {job.name} is suspended"
         return Verdict(Phase.QUEUED, Reason.QUEUED, message, is_progressing=False)
-    if seen.newest is None:
-        hindrance = unmade(job)
-        return _waiting(hindrance.reason, hindrance.message) if hindrance else _going_on(seen.stage)
-    return None
+    if newest is None or newest.is_over:
+        hindrance = unmade(job, newest.ended_at if newest else "")
+        if hindrance is not None:
+            return _waiting(hindrance.reason, hindrance.message)
+    return None if newest else _going_on(seen.stage)
 
 
 def _pod(seen: Situation) -> Verdict:
@@ -727,8 +728,8 @@ def _requeue_after(
         waits.append(
             _backed_off(found.created_at, now, 2 if found.is_scheduled else 20, 30 if found.is_scheduled else 300)
         )
-    elif seen.job is not None and seen.newest is None and not seen.job.is_suspended:
-        waits.append(_backed_off(seen.job.started_at, now, 5, 60))
+    elif seen.job is not None and (seen.newest is None or seen.newest.is_over) and not seen.job.is_suspended:
+        waits.append(_backed_off(seen.newest.ended_at if seen.newest else seen.job.started_at, now, 5, 60))
     if creates and not is_hindered:
         waits.append(UNMADE_SECONDS)
     remaining = _seconds_left(seen)

@@ -161,6 +161,23 @@ def test_a_quota_of_objects(
     job.new_pod("prepare", 60)
 
 
+def test_a_quota_that_is_full_when_the_stage_is_tried_again(
+    api: Api, namespace: str, start_operator: Callable[..., Operator], submit_alone: Submit
+) -> None:
+    """The Job controller waits for its back-off, is refused, and tells it in Events alone."""
+    start_operator()
+    job = submit_alone()
+    pod = job.new_pod("prepare", 60)
+    pod.start()
+    path = f"/api/v1/namespaces/{namespace}/resourcequotas"
+    api.create(path, {"metadata": {"name": "team"}, "spec": {"hard": {"count/pods": "1"}}})
+    eventually(lambda: (api.get(f"{path}/team") or {}).get("status", {}).get("used"), "the quota holds")
+    pod.end(70)
+    assert "exceeded quota" in job.wait_reason("QuotaExceeded", seconds=45)["message"]
+    api.delete(f"{path}/team")
+    job.new_pod("prepare", 90)
+
+
 def test_a_limit_range(api: Api, namespace: str, start_operator: Callable[..., Operator], submit_alone: Submit) -> None:
     """Pods are refused that the Job controller wants to make; its Events tell, and an edit heals."""
     limits = [{"type": "Container", "max": {"memory": "1Gi"}}]

@@ -9,9 +9,9 @@ from datetime import timedelta
 import pytest
 
 from finetune_api.reasons import Reason
-from finetune_operator.diagnosis import ending, obstacle, refused, stage_report
-from finetune_operator.facts import Waiting
-from unit.observed import NOW, at, ended, pod, running
+from finetune_operator.diagnosis import ending, obstacle, refused, stage_report, unmade
+from finetune_operator.facts import Waiting, lacks_a_pod
+from unit.observed import NOW, at, ended, pod, running, stage_job
 
 
 def test_a_running_pod_has_not_ended() -> None:
@@ -184,6 +184,44 @@ def test_a_cache_that_lags_is_no_obstacle() -> None:
 def test_what_a_refused_child_means(status: int, message: str, fields: tuple[str, ...], reason: str) -> None:
     """Only what the server blames a field of ours for is the spec's fault, and ends the job; all else is waited for."""
     assert refused(status, message, fields).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ('Internal error occurred: failed calling webhook "v.example": connect: refused', "ServerUnavailable"),
+        ("Timeout: request did not complete within requested timeout - context deadline exceeded", "ServerUnavailable"),
+        ("etcdserver: request timed out", "ServerUnavailable"),
+        ("etcdserver: leader changed", "ServerUnavailable"),
+        ("the server is currently unable to handle the request", "ServerUnavailable"),
+        ('Post "https://10.0.0.1/api/v1/namespaces/a/pods": dial tcp 10.0.0.1:443: i/o timeout', "ServerUnavailable"),
+        ('admission webhook "v.example" denied the request: lookup: context deadline exceeded', "PolicyDenied"),
+        ('pods "a-timeout" is forbidden: violates PodSecurity "restricted:latest"', "PolicyDenied"),
+        ('pods "a" is forbidden: exceeded quota: team, requested: cpu=4, used: cpu=8', "QuotaExceeded"),
+        ('pods "a" is forbidden: no PriorityClass with name gold was found', "PodReferenceNotFound"),
+        (
+            'pods "a" is forbidden: error looking up service account a/x: serviceaccount "x" not found',
+            "PodReferenceNotFound",
+        ),
+        ('pods "a" is forbidden: pod rejected: RuntimeClass "kata" not found', "PodReferenceNotFound"),
+    ],
+)
+def test_why_a_kubernetes_job_makes_no_pod(words: str, reason: str) -> None:
+    """Only the Event's words tell a server that fails from a policy, and from a name in the spec that means nothing."""
+    job = stage_job("train", complaints=(f"FailedCreate: Error creating: {words}",), complained_at=at(0))
+    found = unmade(job)
+    assert found is not None
+    assert (found.reason, words in found.message) == (reason, True)
+
+
+def test_which_kubernetes_jobs_lack_a_pod() -> None:
+    """Those that have failed pods too, or were suspended once; none that is suspended, has a pod or is over."""
+    fresh = {"spec": {}}
+    tried = {"spec": {}, "status": {"failed": 1, "conditions": [{"type": "Suspended", "status": "False"}]}}
+    at_work = {"spec": {}, "status": {"active": 1}}
+    done = {"spec": {}, "status": {"conditions": [{"type": "Complete", "status": "True"}]}}
+    bodies = [fresh, tried, at_work, done, {"spec": {"suspend": True}}]
+    assert [lacks_a_pod(body) for body in bodies] == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,23 @@ def test_a_kubernetes_job_that_waits_for_admission_is_queued() -> None:
     assert after(seen).phase == Phase.QUEUED
 
 
+def test_a_next_pod_that_is_refused_is_told_as_the_first_one_would_be() -> None:
+    """The quota filled up, or a webhook went down, while the pod before it ran. It is looked at again and again."""
+    words = "FailedCreate: Error creating: pods is forbidden: exceeded quota: team, requested: cpu=4"
+    jobs = [stage_job("prepare", is_complete=True), stage_job("train", complaints=(words,), complained_at=at(62))]
+    seen = observed(*jobs, ended("train", 70, end=60))
+    assert (after(seen, 63).phase, reason(after(seen, 63))) == (Phase.WAITING, Reason.QUOTA_EXCEEDED)
+    assert decide(seen, 63).requeue_after == 5.1
+    assert decide(seen, 360).requeue_after == 60.1
+
+
+def test_what_held_up_a_pod_that_was_made_then_is_over() -> None:
+    """Its Job's Events stay for an hour, and say nothing about the pod after it."""
+    words = "FailedCreate: Error creating: pods is forbidden: exceeded quota: team, requested: cpu=4"
+    jobs = [stage_job("prepare", is_complete=True), stage_job("train", complaints=(words,), complained_at=at(-5))]
+    assert reason(after(observed(*jobs, ended("train", 70, end=60)), 63)) == Reason.RETRYING
+
+
 def test_an_event_is_told_once() -> None:
     """The same state seen again tells nothing."""
     seen = observed(stage_job("prepare", failure="PodFailurePolicy"), ended("prepare", 65))
