@@ -68,6 +68,15 @@ _CANNOT_START = ("CreateContainerConfigError", "CreateContainerError", "RunConta
 _OWN_FAULT = re.compile(rf"exceed|Container {labels.CONTAINER} was using .*has larger consumption", re.IGNORECASE)
 """The kubelet's words for a pod that it evicts for what that pod itself used: over a limit of its own, or beyond what
 it had asked for on a node that runs short."""
+_OTHER_ZONE = re.compile(
+    r"volume node affinity conflict|didn't match PersistentVolume's node affinity|no available volume zone"
+)
+"""The scheduler's words for a bound volume that no fitting node reaches, in every release of Kubernetes."""
+_NO_VOLUME = re.compile(
+    r"^(?!.*node\(s\)).*persistentvolumeclaim|bound to non-existent p|not have enough free storage|ReadWriteOncePod",
+    re.IGNORECASE,
+)
+"""Its words for a claim that is missing, unbound, lost, too large or in use, rather than for nodes that do not fit."""
 _STORAGE = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "VolumeResizeFailed")
 _LARGEST = 2**53
 """Integers beyond it do not survive JSON, and the API server refuses the whole status."""
@@ -215,13 +224,13 @@ def seconds_of_grace(pod: Pod, now: datetime) -> float:
 def _refused(pod: Pod, now: datetime) -> Obstacle | None:
     if seconds_of_grace(pod, now):
         return None
-    if "volume node affinity conflict" in pod.refusal or "no available volume zone" in pod.refusal:
+    if _OTHER_ZONE.search(pod.refusal):
         return Obstacle(
             Reason.VOLUME_ZONE_CONFLICT,
             f"{pod.refusal} A volume of the pod is bound to a zone where no node fits it: most likely the workspace "
             f"volume {pod.workspace}, which was bound where the first stage ran, else a claim that a URI names",
         )
-    is_volume = "persistentvolumeclaim" in pod.refusal.lower() and "node(s)" not in pod.refusal
+    is_volume = _NO_VOLUME.search(pod.refusal) is not None
     return Obstacle(Reason.VOLUME_NOT_READY if is_volume else Reason.UNSCHEDULABLE, pod.refusal)
 
 

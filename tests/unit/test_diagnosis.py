@@ -109,13 +109,45 @@ def test_what_is_not_a_report_of_this_stage_is_none(message: str) -> None:
         ("0/3 nodes are available: 3 node(s) didn't find available persistent volumes to bind.", Reason.UNSCHEDULABLE),
         ("pod has unbound immediate PersistentVolumeClaims.", Reason.VOLUME_NOT_READY),
         ('persistentvolumeclaim "datasets" not found.', Reason.VOLUME_NOT_READY),
+        ('persistentvolumeclaim "datasets" bound to non-existent persistentvolume "pv"', Reason.VOLUME_NOT_READY),
+        (
+            "0/3 nodes are available: 3 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s).",
+            Reason.VOLUME_NOT_READY,
+        ),
+        (
+            "0/3 nodes are available: 1 node(s) had untolerated taint, 2 node(s) did not have enough free storage.",
+            Reason.VOLUME_NOT_READY,
+        ),
+        (
+            "0/1 nodes are available: 1 node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access "
+            "mode already in-use by another pod.",
+            Reason.VOLUME_NOT_READY,
+        ),
     ],
 )
 def test_the_schedulers_refusals(words: str, reason: Reason) -> None:
-    """A claim that is not there or not bound is a volume that is not ready; all else is unschedulable."""
+    """A claim that is not there, not bound, lost or too large is a volume that is not ready; else no node fits."""
     found = obstacle(pod("train", refused_since=at(-10), refusal=words), NOW)
     assert found is not None
     assert (found.reason, found.message) == (reason, words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "1 node(s) had volume node affinity conflict",
+        "1 node(s) didn't match PersistentVolume's node affinity",
+        "1 node(s) had no available volume zone",
+    ],
+)
+def test_a_zone_conflict_in_the_words_of_every_release(words: str) -> None:
+    """Whatever else holds other nodes back, and with the name of the volume that most likely is meant."""
+    words = f"0/3 nodes are available: {words}, 2 Insufficient nvidia.com/gpu."
+    found = obstacle(pod("train", refused_since=at(-10), refusal=words, workspace="a-workspace"), NOW)
+    assert found is not None
+    assert found.reason is Reason.VOLUME_ZONE_CONFLICT
+    assert found.message.startswith(words)
+    assert "a-workspace" in found.message
 
 
 def test_a_refusal_counts_after_a_moment() -> None:
