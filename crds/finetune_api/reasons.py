@@ -58,6 +58,7 @@ class Reason(StrEnum):
     PREEMPTED = "Preempted"
     WAITING_FOR_JOB = "WaitingForJob"
     UNSCHEDULABLE = "Unschedulable"
+    NOT_SCHEDULED = "NotScheduled"
     VOLUME_ZONE_CONFLICT = "VolumeZoneConflict"
     POD_NOT_STARTING = "PodNotStarting"
     NODE_LOST = "NodeLost"
@@ -109,6 +110,7 @@ NEXT_STEP: dict[Reason, str] = {
     Reason.WAITING_FOR_JOB: "Nothing to do: this job goes on as soon as that one has succeeded.",
     Reason.PREEMPTED: "Nothing to do: the run resumes from its last checkpoint.",
     Reason.UNSCHEDULABLE: "Lower spec.resources.cpu or memory, change spec.scheduling, or add a node that fits.",
+    Reason.NOT_SCHEDULED: "Mend that scheduler, lift that gate, or change spec.podTemplate.schedulerName.",
     Reason.VOLUME_ZONE_CONFLICT: (
         "A bound volume stays where it is: change spec.scheduling to its zone, add a node there, or apply the job "
         "under a new name with all stages in one zone."

@@ -17,7 +17,7 @@ from finetune_api.events import StageReport
 from finetune_api.exits import REASONS, ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.text import printable_lines
-from finetune_operator.facts import Pod, StageJob, Waiting, moment
+from finetune_operator.facts import SCHEDULING_SECONDS, Pod, StageJob, Waiting, moment, seconds_between, timestamp
 
 UNSCHEDULABLE_GRACE_SECONDS = 3
 """A volume that is being made, or a pod that is just ending, settles by itself within moments."""
@@ -77,6 +77,7 @@ _NO_VOLUME = re.compile(
     re.IGNORECASE,
 )
 """Its words for a claim that is missing, unbound, lost, too large or in use, rather than for nodes that do not fit."""
+_SCHEDULER = "FailedScheduling: "
 _STORAGE = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "VolumeResizeFailed")
 _LARGEST = 2**53
 """Integers beyond it do not survive JSON, and the API server refuses the whole status."""
@@ -130,7 +131,8 @@ def stage_report(pod: Pod) -> StageReport | None:
 def obstacle(pod: Pod, now: datetime) -> Obstacle | None:
     """What keeps a pod from starting; None while nothing is wrong.
 
-    In this order: the scheduler, a missing object by name (whoever tells of it), images, other waits, Events.
+    In this order: the scheduler, a missing object by name (whoever tells of it), images, other waits, Events; last,
+    that nobody says anything.
     """
     if pod.is_over or pod.has_started:
         return None
@@ -144,11 +146,13 @@ def obstacle(pod: Pod, now: datetime) -> Obstacle | None:
         return Obstacle(Reason.IMAGE_PULL_FAILED, _said(wait))
     if (wait := next((one for one in pod.waits if one.reason in _CANNOT_START), None)) is not None:
         return Obstacle(Reason.POD_NOT_STARTING, _said(wait))
-    # The kubelet's caches lag behind a fresh pod; it says so once and goes on. What the scheduler said is over.
-    passing = ("failed to sync", "FailedScheduling: ")
+    # The kubelet's caches lag behind a fresh pod; it says so once and goes on. What the scheduler said may be over.
+    passing = ("failed to sync", *((_SCHEDULER,) if pod.is_scheduled else ()))
     stuck = [text for text in pod.complaints if not any(words in text for words in passing)]
     if not stuck:
-        return None
+        return _unseen(pod, now)
+    if stuck[-1].startswith(_SCHEDULER):
+        return _without_node(pod, stuck[-1].removeprefix(_SCHEDULER))
     where = f" (pod {pod.name} on node {pod.node})" if pod.node else ""
     is_storage = stuck[-1].startswith(_STORAGE)
     return Obstacle(Reason.VOLUME_NOT_READY if is_storage else Reason.POD_NOT_STARTING, stuck[-1] + where)
@@ -224,14 +228,31 @@ def seconds_of_grace(pod: Pod, now: datetime) -> float:
 def _refused(pod: Pod, now: datetime) -> Obstacle | None:
     if seconds_of_grace(pod, now):
         return None
-    if _OTHER_ZONE.search(pod.refusal):
+    found = _without_node(pod, pod.refusal)
+    if found.reason is Reason.UNSCHEDULABLE and pod.refusal_reason not in ("", "Unschedulable"):
+        return Obstacle(Reason.NOT_SCHEDULED, f"{pod.refusal_reason}: {pod.refusal}")
+    return found
+
+
+def _unseen(pod: Pod, now: datetime) -> Obstacle | None:
+    """A pod that no scheduler has a word about."""
+    if pod.is_scheduled or seconds_between(pod.created_at, timestamp(now)) <= SCHEDULING_SECONDS:
+        return None
+    return Obstacle(
+        Reason.NOT_SCHEDULED, f"no scheduler has looked at the pod {pod.name}: it is left to one named {pod.scheduler}"
+    )
+
+
+def _without_node(pod: Pod, words: str) -> Obstacle:
+    """What a scheduler's words mean."""
+    if _OTHER_ZONE.search(words):
         return Obstacle(
             Reason.VOLUME_ZONE_CONFLICT,
-            f"{pod.refusal} A volume of the pod is bound to a zone where no node fits it: most likely the workspace "
+            f"{words} A volume of the pod is bound to a zone where no node fits it: most likely the workspace "
             f"volume {pod.workspace}, which was bound where the first stage ran, else a claim that a URI names",
         )
-    is_volume = _NO_VOLUME.search(pod.refusal) is not None
-    return Obstacle(Reason.VOLUME_NOT_READY if is_volume else Reason.UNSCHEDULABLE, pod.refusal)
+    is_volume = _NO_VOLUME.search(words) is not None
+    return Obstacle(Reason.VOLUME_NOT_READY if is_volume else Reason.UNSCHEDULABLE, words)
 
 
 def _missing(words: str) -> bool:

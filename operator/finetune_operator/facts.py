@@ -72,10 +72,14 @@ class Pod:
     disruption: str = ""
     """Message of the DisruptionTarget condition; empty: nobody disrupts it."""
     is_scheduled: bool = False
+    scheduler: str = "default-scheduler"
+    """Name of the one that is to find a node."""
     refused_since: str = ""
-    """Since when the scheduler finds no node; empty: it does not say so."""
+    """Since when the pod is kept from a node; empty: nobody says so."""
+    refusal_reason: str = ""
+    """Unschedulable: no node fits. Or SchedulerError, or SchedulingGated: none was looked for."""
     refusal: str = ""
-    """The scheduler's words."""
+    """The scheduler's words, or the names of the gates."""
     waits: tuple[Waiting, ...] = ()
     """Containers of the pod that do not run yet, the trainer's first."""
     workspace: str = ""
@@ -341,7 +345,7 @@ def pod(body: Object, events: Iterable[Object] = (), gone_at: str = "") -> Pod:
     """Read a pod of ours, with its Events; `gone_at` is when it was deleted, of one that is no more."""
     metadata, status, conditions = body["metadata"], body.get("status", {}), _conditions(body)
     scheduled, disrupted = _condition(body, "PodScheduled"), conditions.get("DisruptionTarget")
-    is_refused = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
+    is_refused = scheduled.get("status") == "False"
     states: list[tuple[str, Object]] = [
         (container["name"], container.get("state", {}))
         for group in ("containerStatuses", "initContainerStatuses")
@@ -366,8 +370,10 @@ def pod(body: Object, events: Iterable[Object] = (), gone_at: str = "") -> Pod:
         gone_at=gone_at,
         disruption=disrupted.get("message") or "disrupted" if disrupted else "",
         is_scheduled=scheduled.get("status") == "True",
+        scheduler=body.get("spec", {}).get("schedulerName", "default-scheduler"),
         refused_since=scheduled.get("lastTransitionTime") or metadata["creationTimestamp"] if is_refused else "",
-        refusal=scheduled.get("message", "") if is_refused else "",
+        refusal_reason=scheduled.get("reason", "") if is_refused else "",
+        refusal=_refusal(body, scheduled.get("message", "")) if is_refused else "",
         waits=tuple(_waits(states)),
         workspace=_workspace(body),
         others=tuple(
@@ -381,6 +387,11 @@ def pod(body: Object, events: Iterable[Object] = (), gone_at: str = "") -> Pod:
         end_message=status.get("message", ""),
         complaints=tuple(_words(event) for event in sorted(events, key=_told_at)),
     )
+
+
+def _refusal(body: Object, message: str) -> str:
+    gates = [gate["name"] for gate in body.get("spec", {}).get("schedulingGates", ())]
+    return f"{message}: {', '.join(gates)}" if gates else message
 
 
 def _waits(states: Iterable[tuple[str, Object]]) -> Iterable[Waiting]:

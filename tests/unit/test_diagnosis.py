@@ -8,9 +8,11 @@ from datetime import timedelta
 
 import pytest
 
+from finetune_api.labels import STAGE_LABEL
 from finetune_api.reasons import Reason
 from finetune_operator.diagnosis import ending, obstacle, refused, stage_report, unmade
 from finetune_operator.facts import Waiting, lacks_a_pod
+from finetune_operator.facts import pod as read_pod
 from unit.observed import NOW, at, ended, pod, running, stage_job
 
 
@@ -150,6 +152,36 @@ def test_a_zone_conflict_in_the_words_of_every_release(words: str) -> None:
     assert "a-workspace" in found.message
 
 
+@pytest.mark.parametrize("reason", ["SchedulerError", "SchedulingGated"])
+def test_a_pod_that_no_node_was_looked_for(reason: str) -> None:
+    """Whichever reason the condition has; what its words tell more exactly is told so."""
+    gated = pod("train", refused_since=at(-10), refusal_reason=reason, refusal="example.com/gate")
+    found = obstacle(gated, NOW)
+    assert found is not None
+    assert (found.reason, found.message) == (Reason.NOT_SCHEDULED, f"{reason}: example.com/gate")
+    lost = obstacle(replace(gated, refusal='persistentvolumeclaim "a" not found'), NOW)
+    assert lost is not None
+    assert lost.reason is Reason.VOLUME_NOT_READY
+
+
+def test_a_pod_that_no_scheduler_looks_at() -> None:
+    """After the time that one takes it is said, with the name of the one that should."""
+    unseen = pod("train", scheduler="volcano")
+    assert obstacle(unseen, NOW + timedelta(seconds=10)) is None
+    found = obstacle(unseen, NOW + timedelta(seconds=20))
+    assert found is not None
+    assert (found.reason, found.message.endswith("named volcano")) == (Reason.NOT_SCHEDULED, True)
+
+
+def test_a_scheduler_that_tells_it_in_events_alone() -> None:
+    """They count as its condition would, until there is a node."""
+    told = pod("train", complaints=("FailedScheduling: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",))
+    found = obstacle(told, NOW)
+    assert found is not None
+    assert (found.reason, found.message.startswith("0/3")) == (Reason.UNSCHEDULABLE, True)
+    assert obstacle(replace(told, is_scheduled=True), NOW) is None
+
+
 def test_a_refusal_counts_after_a_moment() -> None:
     """While a fresh volume is being bound the scheduler refuses for a second or two: that is no news."""
     refused = pod("train", refused_since=at(0), refusal="pod has unbound immediate PersistentVolumeClaims.")
@@ -280,3 +312,16 @@ def test_whose_fault_an_eviction_is(words: str, is_own: bool) -> None:
     end = ending(evicted)
     assert end is not None
     assert end.reason is (Reason.EVICTED if is_own else Reason.PREEMPTED)
+
+
+def test_a_gated_pod_as_the_api_server_shows_it() -> None:
+    """The condition alone does not name the gates."""
+    condition = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "is blocked"}
+    body = {
+        "metadata": {"name": "a", "uid": "u", "labels": {STAGE_LABEL: "train"}, "creationTimestamp": at(-10)},
+        "spec": {"schedulingGates": [{"name": "example.com/gate"}], "schedulerName": "volcano"},
+        "status": {"phase": "Pending", "conditions": [condition]},
+    }
+    seen = read_pod(body)
+    assert (seen.refusal_reason, seen.refusal) == ("SchedulingGated", "is blocked: example.com/gate")
+    assert (seen.refused_since, seen.scheduler) == (at(-10), "volcano")
