@@ -17,7 +17,7 @@ from finetune_api.events import StageReport
 from finetune_api.exits import REASONS, ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.text import printable_lines
-from finetune_operator.facts import SCHEDULING_SECONDS, Pod, StageJob, Waiting, moment, seconds_between, timestamp
+from finetune_operator.facts import SCHEDULING_SECONDS, Object, Pod, StageJob, moment, seconds_between, timestamp
 
 UNSCHEDULABLE_GRACE_SECONDS = 3
 """A volume that is being made, or a pod that is just ending, settles by itself within moments."""
@@ -51,20 +51,20 @@ REPORTABLE = frozenset(
 STOPPED = (ExitCode.STOPPED, ExitCode.TERMINATED, ExitCode.KILLED)
 """How a container ends that was told to: in time with a checkpoint, without one, or killed when its grace was over."""
 
-_IMAGE = (
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "InvalidImageName",
-    "ErrImageNeverPull",
-    "ImageInspectError",
-    "RegistryUnavailable",
-)
+_STARTING = ("ContainerCreating", "PodInitializing")
+"""What a container waits for that nothing keeps from starting; every other word of the kubelet's is a trouble."""
+_IMAGE = re.compile(r"Image|Registry|Signature")
+_MOUNT = r'(?:MountVolume\S* failed for volume "[^"]+" : )?references '
 _NOT_FOUND = (
     (re.compile(r'(?i)\bsecrets? "[^"]+" not found'), Reason.SECRET_NOT_FOUND),
     (re.compile(r'(?i)\bconfigmaps? "[^"]+" not found'), Reason.CONFIG_MAP_NOT_FOUND),
     (re.compile(r'(?i)\bpersistentvolumeclaims? "[^"]+" not found'), Reason.VOLUME_NOT_READY),
+    (re.compile(rf"couldn't find key \S+ in Secret \S+|{_MOUNT}non-existent secret key: \S+"), Reason.SECRET_NOT_FOUND),
+    (
+        re.compile(rf"couldn't find key \S+ in ConfigMap \S+|{_MOUNT}non-existent config key: \S+"),
+        Reason.CONFIG_MAP_NOT_FOUND,
+    ),
 )
-_CANNOT_START = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff")
 _OWN_FAULT = re.compile(rf"exceed|Container {labels.CONTAINER} was using .*has larger consumption", re.IGNORECASE)
 """The kubelet's words for a pod that it evicts for what that pod itself used: over a limit of its own, or beyond what
 it had asked for on a node that runs short."""
@@ -78,6 +78,8 @@ _NO_VOLUME = re.compile(
 )
 """Its words for a claim that is missing, unbound, lost, too large or in use, rather than for nodes that do not fit."""
 _SCHEDULER = "FailedScheduling: "
+_PASSING = ("failed to sync", "FailedToRetrieveImagePullSecret")
+"""Warnings that stop nothing: the kubelet's caches lag behind a fresh pod, and an image may need no pull secret."""
 _STORAGE = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "VolumeResizeFailed")
 _LARGEST = 2**53
 """Integers beyond it do not survive JSON, and the API server refuses the whole status."""
@@ -138,19 +140,33 @@ def obstacle(pod: Pod, now: datetime) -> Obstacle | None:
         return None
     if pod.refused_since:
         return _refused(pod, now)
+    return _missing_object(pod) or _waiting_container(pod) or _by_events(pod) or _unseen(pod, now)
+
+
+def _missing_object(pod: Pod) -> Obstacle | None:
     for pattern, reason in _NOT_FOUND:
         words = (pattern.search(text) for text in [*(wait.message for wait in pod.waits), *pod.complaints])
         if match := next((found for found in words if found), None):
             return Obstacle(reason, match.group(0))
-    if (wait := next((one for one in pod.waits if one.reason in _IMAGE), None)) is not None:
-        return Obstacle(Reason.IMAGE_PULL_FAILED, _said(wait))
-    if (wait := next((one for one in pod.waits if one.reason in _CANNOT_START), None)) is not None:
-        return Obstacle(Reason.POD_NOT_STARTING, _said(wait))
-    # The kubelet's caches lag behind a fresh pod; it says so once and goes on. What the scheduler said may be over.
-    passing = ("failed to sync", *((_SCHEDULER,) if pod.is_scheduled else ()))
+    return None
+
+
+def _waiting_container(pod: Pod) -> Obstacle | None:
+    """Of several, the one whose image cannot be pulled: that is the surest."""
+    troubles = [wait for wait in pod.waits if wait.reason not in _STARTING]
+    images = [wait for wait in troubles if _IMAGE.search(wait.reason)]
+    if not troubles:
+        return None
+    wait = (images or troubles)[0]
+    reason = Reason.IMAGE_PULL_FAILED if images else Reason.POD_NOT_STARTING
+    return Obstacle(reason, f"container {wait.container}: {wait.reason}: {wait.message}")
+
+
+def _by_events(pod: Pod) -> Obstacle | None:
+    passing = (*_PASSING, *((_SCHEDULER,) if pod.is_scheduled else ()))
     stuck = [text for text in pod.complaints if not any(words in text for words in passing)]
     if not stuck:
-        return _unseen(pod, now)
+        return None
     if stuck[-1].startswith(_SCHEDULER):
         return _without_node(pod, stuck[-1].removeprefix(_SCHEDULER))
     where = f" (pod {pod.name} on node {pod.node})" if pod.node else ""
@@ -158,13 +174,9 @@ def obstacle(pod: Pod, now: datetime) -> Obstacle | None:
     return Obstacle(Reason.VOLUME_NOT_READY if is_storage else Reason.POD_NOT_STARTING, stuck[-1] + where)
 
 
-def _said(wait: Waiting) -> str:
-    return f"container {wait.container}: {wait.reason}: {wait.message}"
-
-
 def refused(status: int, message: str, fields: tuple[str, ...] = ()) -> Obstacle:
-    """What it means that the API server did not take one of our objects: its code, its words, and the fields that it
-    blames. Only what it blames a field of ours for is the spec's fault: a policy, too, may answer 400, 403 or 422."""
+    """What it means that the API server did not take one of our objects: its code, its words, and those fields of ours
+    that it blames. Only for these it is the spec's fault: a policy, too, may answer 400, 403 or 422."""
     if status == 403 and _LACKS_RIGHT.search(message):
         return Obstacle(Reason.OPERATOR_FORBIDDEN, message)
     if status >= 500 or status in (0, 408, 429):
@@ -173,8 +185,22 @@ def refused(status: int, message: str, fields: tuple[str, ...] = ()) -> Obstacle
         if pattern.search(message):
             return Obstacle(reason, message)
     by_policy = _BY_POLICY.search(message) is not None
-    is_ours = status in (400, 422) and any(field.startswith(("spec.", "metadata.")) for field in fields)
+    is_ours = status in (400, 422) and bool(fields)
     return Obstacle(Reason.BAD_SPEC if is_ours and not by_policy else Reason.POLICY_DENIED, message)
+
+
+def has_field(manifest: Object, path: str) -> bool:
+    """Whether an object holds the field that a server blames, `spec.template.spec.containers[0].image`: a mutating
+    policy adds fields that nobody but its author can mend."""
+    here: Any = manifest
+    for name in re.findall(r"(?<=\[)[^]]+|[^][.]+", path):
+        parts = {str(place): part for place, part in enumerate(here)} if isinstance(here, list) else here
+        if isinstance(parts, dict) and name in ("labels", "annotations"):
+            parts = parts.get("metadata", parts)  # those of a pod template are blamed without it
+        if not isinstance(parts, dict) or name not in parts:
+            return False
+        here = parts[name]
+    return here is not manifest
 
 
 _LACKS_RIGHT = re.compile(r'User "[^"]*" cannot ')

@@ -4,6 +4,7 @@ It decides what a raw field means and nothing about what follows from it. It doe
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +22,9 @@ from finetune_api.status import Artifact, FineTuneJobStatus
 Object = dict[str, Any]
 StageName = Literal["prepare", "train", "publish"]
 SCHEDULING_SECONDS = 15
+PAST_VOLUMES = ("Pulling", "Pulled", "Created", "Started")
+"""What a kubelet tells of a container once volumes, network and sandbox of the pod are there."""
+VOLUME = re.compile(r'volume "([^"]+)"')
 STAGES: tuple[StageName, ...] = ("prepare", "train", "publish")
 
 
@@ -85,7 +89,7 @@ class Pod:
     workspace: str = ""
     """Name of the claim that the stages share."""
     others: tuple[str, ...] = ()
-    """Other containers that run and keep the pod alive."""
+    """Other containers that have not ended, or not even started, and keep the pod alive."""
     running_since: str = ""
     termination: Termination | None = None
     end_reason: str = ""
@@ -337,6 +341,30 @@ def _told_at(event: Object) -> datetime:
     return moment(again or event.get("eventTime") or event["metadata"]["creationTimestamp"])
 
 
+def _standing(events: Iterable[Object]) -> list[Object]:
+    """A pod's warning Events that are not over, the latest last. Times are whole seconds: of two Events in one second
+    the trouble came first, since it is told again while it lasts."""
+    told = sorted(events, key=_told_at)
+
+    def is_over(warning: Object) -> bool:
+        return any(_ends(event, warning) and _told_at(event) >= _told_at(warning) for event in told)
+
+    return [event for event in told if event.get("type") == "Warning" and not is_over(event)]
+
+
+def _ends(event: Object, warning: Object) -> bool:
+    """Whether the trouble cannot stand any more once this has happened. Much that is told as Normal ends nothing: that
+    one volume of several was attached, that no node was added."""
+    if event.get("reason") == "SuccessfulAttachVolume":
+        return warning.get("reason") == "FailedAttachVolume" and _volume(event) == _volume(warning)
+    return event.get("type") == "Normal" and event.get("reason") in PAST_VOLUMES
+
+
+def _volume(event: Object) -> str:
+    found = VOLUME.search(event.get("message") or "")
+    return found[1] if found else ""
+
+
 def _words(event: Object) -> str:
     return f"{event.get('reason', '')}: {event.get('message', '')}"
 
@@ -379,13 +407,13 @@ def pod(body: Object, events: Iterable[Object] = (), gone_at: str = "") -> Pod:
         others=tuple(
             container["name"]
             for container in status.get("containerStatuses", ())
-            if "running" in container.get("state", {}) and container["name"] != labels.CONTAINER
+            if "terminated" not in container.get("state", {}) and container["name"] != labels.CONTAINER
         ),
         running_since=state.get("running", {}).get("startedAt", ""),
         termination=_termination(state["terminated"]) if "terminated" in state else None,
         end_reason=status.get("reason", ""),
         end_message=status.get("message", ""),
-        complaints=tuple(_words(event) for event in sorted(events, key=_told_at)),
+        complaints=tuple(_words(event) for event in _standing(events)),
     )
 
 

@@ -188,10 +188,11 @@ async def _pod(cluster: Cluster, body: Object) -> Pod:
     """A pod; one that does not start is asked for its Events: of much that keeps it nobody tells elsewhere."""
     if not facts.is_mute(body, datetime.now(UTC)):
         return facts.pod(body)
-    return facts.pod(body, await _events(cluster, body, "type=Warning"))
+    return facts.pod(body, await _events(cluster, body))
 
 
-async def _events(cluster: Cluster, body: Object, which: str) -> list[Object]:
-    """Such Events about one object."""
+async def _events(cluster: Cluster, body: Object, *more: str) -> list[Object]:
+    """The Events about one object, of those that `more` selects."""
     metadata = body["metadata"]
-    return await cluster.find(EVENTS, metadata["namespace"], fields=f"involvedObject.uid={metadata['uid']},{which}")
+    fields = ",".join([f"involvedObject.uid={metadata['uid']}", *more])
+    return await cluster.find(EVENTS, metadata["namespace"], fields=fields)

@@ -19,7 +19,7 @@ from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_operator import metrics, objects
 from finetune_operator.cluster import ApiError, Cluster, Conflict, Kind, NotFound
 from finetune_operator.departed import Departed
-from finetune_operator.diagnosis import Obstacle, refused
+from finetune_operator.diagnosis import Obstacle, has_field, refused
 from finetune_operator.facts import Observed, StageName, seconds_between
 from finetune_operator.metrics import Key
 from finetune_operator.observe import CLAIMS, CONFIG_MAPS, EVENTS, FINETUNE_JOBS, JOBS, observe
@@ -184,7 +184,8 @@ class Reconciler:
             except Conflict:
                 return body, EXISTS
             except ApiError as problem:
-                return body, refused(problem.status, f"{manifest['kind']}: {problem.message}", problem.fields)
+                ours = tuple(field for field in problem.fields if has_field(manifest, field))
+                return body, refused(problem.status, f"{manifest['kind']}: {problem.message}", ours)
             except (aiohttp.ClientError, TimeoutError) as problem:
                 words = f"{manifest['kind']}: no answer to its creation: {problem or repr(problem)}"
                 return body, refused(0, words)

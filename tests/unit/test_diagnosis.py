@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from finetune_api.labels import STAGE_LABEL
 from finetune_api.reasons import Reason
-from finetune_operator.diagnosis import ending, obstacle, refused, stage_report, unmade
+from finetune_operator.diagnosis import ending, has_field, obstacle, refused, stage_report, unmade
 from finetune_operator.facts import Waiting, lacks_a_pod
 from finetune_operator.facts import pod as read_pod
 from unit.observed import NOW, at, ended, pod, running, stage_job
@@ -197,7 +198,13 @@ def test_a_refusal_counts_after_a_moment() -> None:
         ("ErrImageNeverPull", "absent", Reason.IMAGE_PULL_FAILED),
         ("CreateContainerConfigError", 'secret "hub" not found', Reason.SECRET_NOT_FOUND),
         ("CreateContainerConfigError", 'configmap "c" not found', Reason.CONFIG_MAP_NOT_FOUND),
+        ("CreateContainerConfigError", "couldn't find key token in Secret team/hub", Reason.SECRET_NOT_FOUND),
+        ("CreateContainerConfigError", "couldn't find key a in ConfigMap team/c", Reason.CONFIG_MAP_NOT_FOUND),
         ("CreateContainerError", "no such user", Reason.POD_NOT_STARTING),
+        ("SignatureValidationFailed", "no valid signature", Reason.IMAGE_PULL_FAILED),
+        ("PostStartHookError", "exec: not found", Reason.POD_NOT_STARTING),
+        ("RunInitContainerError", "exited", Reason.POD_NOT_STARTING),
+        ("ReasonOfALaterRelease", "whatever", Reason.POD_NOT_STARTING),
     ],
 )
 def test_what_the_container_waits_for(waiting: str, message: str, reason: Reason) -> None:
@@ -219,7 +226,8 @@ def test_a_cache_that_lags_is_no_obstacle() -> None:
     ("status", "message", "fields", "reason"),
     [
         (422, "spec.template.spec.tolerations[0].key: Invalid", ("spec.template.spec.tolerations[0].key",), "BadSpec"),
-        (422, "ValidatingAdmissionPolicy 'x' denied request: no team", ("",), "PolicyDenied"),
+        (422, "spec.template.spec.containers[1].image: Required value", (), "PolicyDenied"),
+        (422, "ValidatingAdmissionPolicy 'x' denied request: no team", (), "PolicyDenied"),
         (422, 'admission webhook "v.example" denied the request: no', ("spec.template",), "PolicyDenied"),
         (400, 'admission webhook "v.example" denied the request: no', (), "PolicyDenied"),
         (403, 'jobs.batch "a" is forbidden: namespace a is being terminated', (), "PolicyDenied"),
@@ -248,6 +256,86 @@ def test_a_cache_that_lags_is_no_obstacle() -> None:
 def test_what_a_refused_child_means(status: int, message: str, fields: tuple[str, ...], reason: str) -> None:
     """Only what the server blames a field of ours for is the spec's fault, and ends the job; all else is waited for."""
     assert refused(status, message, fields).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("path", "is_ours"),
+    [
+        ("spec.template.spec.containers[0].image", True),
+        ("spec.template.spec.containers[0].resources.requests[nvidia.com/gpu]", True),
+        ("spec.template.labels", True),
+        ("metadata.labels", True),
+        ("spec.template.spec.containers[1].image", False),
+        ("spec.template.spec.containers[0].args", False),
+        ("spec.template.spec.containers[0].image.name", False),
+        ("<nil>", False),
+        ("", False),
+    ],
+)
+def test_which_fields_are_ours(path: str, is_ours: bool) -> None:
+    """Those of the manifest that was sent; what a mutating policy has added to it, nobody can mend in the spec."""
+    container = {"name": "trainer", "image": "i", "resources": {"requests": {"nvidia.com/gpu": 1}}}
+    template = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [container]}}
+    assert has_field({"metadata": {"labels": {}}, "spec": {"template": template}}, path) is is_ours
+
+
+def event(type: str, reason: str, seconds: float, message: str = "") -> dict[str, Any]:
+    return {"type": type, "reason": reason, "message": message, "lastTimestamp": at(seconds)}
+
+
+ATTACH = 'AttachVolume.Attach failed for volume "pv-a" : timed out'
+ATTACHED = 'AttachVolume.Attach succeeded for volume "pv-{}"'
+
+
+@pytest.mark.parametrize(
+    ("later", "stands"),
+    [
+        ([], True),
+        ([("Normal", "SuccessfulAttachVolume", 9, ATTACHED.format("a"))], False),
+        ([("Normal", "SuccessfulAttachVolume", 9, ATTACHED.format("b"))], True),
+        ([("Normal", "Pulling", 5, "")], False),
+        ([("Normal", "Pulled", 9, "")], False),
+        ([("Normal", "Pulling", 4, "")], True),
+        ([("Normal", "NotTriggerScaleUp", 9, "")], True),
+        ([("Warning", "FailedToRetrieveImagePullSecret", 9, "")], True),
+        ([("Normal", "Pulling", 9, ""), ("Warning", "FailedAttachVolume", 12, ATTACH)], True),
+    ],
+)
+def test_a_warning_stands_until_something_shows_that_it_is_over(
+    later: list[tuple[str, str, float, str]], stands: bool
+) -> None:
+    """Events stay for an hour. In one second the trouble came first: it would be told again."""
+    events = [event("Warning", "FailedAttachVolume", 5, ATTACH), *(event(*one) for one in later)]
+    body = {"metadata": {"name": "a", "uid": "u", "labels": {STAGE_LABEL: "train"}}, "status": {"phase": "Pending"}}
+    found = obstacle(replace(read_pod(body, events), is_scheduled=True), NOW)
+    assert (found is not None and found.reason is Reason.VOLUME_NOT_READY and ATTACH in found.message) is stands
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ('MountVolume.SetUp failed for volume "auth" : references non-existent secret key: token', "SecretNotFound"),
+        ('MountVolume.SetUp failed for volume "data" : references non-existent config key: a', "ConfigMapNotFound"),
+        ('MountVolume.SetUp failed for volume "data" : configmap "c" not found', "ConfigMapNotFound"),
+        ('MountVolume.SetUp failed for volume "data" : mount failed: exit status 32', "VolumeNotReady"),
+    ],
+)
+def test_what_cannot_be_mounted(words: str, reason: str) -> None:
+    """A Secret or ConfigMap that lacks a key is not a claim that is missing."""
+    found = obstacle(pod("train", is_scheduled=True, complaints=(f"FailedMount: {words}",)), NOW)
+    assert found is not None
+    assert found.reason == reason
+
+
+def test_a_container_that_never_started_keeps_a_pod_alive_too() -> None:
+    """A sidecar whose image cannot be pulled, beside a trainer that has ended."""
+    states = {"trainer": {"terminated": {"exitCode": 0}}, "mesh": {"waiting": {"reason": "ImagePullBackOff"}}}
+    states["done"] = {"terminated": {"exitCode": 0}}
+    body = {
+        "metadata": {"name": "a", "uid": "u", "labels": {STAGE_LABEL: "train"}},
+        "status": {"containerStatuses": [{"name": name, "state": state} for name, state in states.items()]},
+    }
+    assert read_pod(body).others == ("mesh",)
 
 
 @pytest.mark.parametrize(
