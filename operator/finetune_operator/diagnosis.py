@@ -286,11 +286,16 @@ def _missing(words: str) -> bool:
 
 
 def _without_container(pod: Pod) -> Ending:
-    """The pod ended and no container status tells how: evicted before it ran, or its node was lost."""
+    """The pod ended before its trainer ran: evicted, its node was lost, or another container failed."""
     if pod.end_reason == "Evicted" and _OWN_FAULT.search(pod.end_message):
         return Ending(Reason.EVICTED, f"the pod was evicted: {pod.end_message}")
-    if pod.disruption or pod.gone_at:
+    if pod.disruption or pod.gone_at or pod.is_deleting:
         return Ending(Reason.PREEMPTED, pod.disruption or "the pod was deleted")
+    if pod.failures and not pod.end_reason:
+        name, how = pod.failures[0]
+        words = how.message or how.reason
+        told = f"container {name} ended with exit code {how.exit_code}"
+        return Ending(Reason.POD_NOT_STARTING, f"{told}: {words}" if words else told)
     return Ending(Reason.RETRYING, f"{pod.end_reason or 'the pod failed'}: {pod.end_message or 'no container ran'}")
 
 

@@ -90,6 +90,8 @@ class Pod:
     """Name of the claim that the stages share."""
     others: tuple[str, ...] = ()
     """Other containers that have not ended, or not even started, and keep the pod alive."""
+    failures: tuple[tuple[str, Termination], ...] = ()
+    """Other containers that ended badly, each with its name."""
     running_since: str = ""
     termination: Termination | None = None
     end_reason: str = ""
@@ -407,7 +409,14 @@ def pod(body: Object, events: Iterable[Object] = (), gone_at: str = "") -> Pod:
         others=tuple(
             container["name"]
             for container in status.get("containerStatuses", ())
-            if "terminated" not in container.get("state", {}) and container["name"] != labels.CONTAINER
+            if "terminated" not in container.get("state", {})
+            and container["name"] != labels.CONTAINER
+            and status.get("phase") not in ("Succeeded", "Failed")
+        ),
+        failures=tuple(
+            (name, _termination(one["terminated"]))
+            for name, one in states
+            if name != labels.CONTAINER and one.get("terminated", {}).get("exitCode", 0) != 0
         ),
         running_since=state.get("running", {}).get("startedAt", ""),
         termination=_termination(state["terminated"]) if "terminated" in state else None,

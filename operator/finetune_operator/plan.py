@@ -335,7 +335,9 @@ def _fails_by_itself(seen: Situation, job: StageJob) -> bool:
     # The kubelet tells of the container's end first, and of the pod's a moment later.
     ended = [pod for pod in seen.observed.tries(seen.stage) if not (pod.gone_at or pod.disruption or pod.others)]
     codes = [pod.termination.exit_code for pod in ended if pod.termination is not None]
-    return len([code for code in codes if code not in (0, ExitCode.STOPPED, ExitCode.TERMINATED)]) > job.limit
+    failed = [code for code in codes if code not in (0, ExitCode.STOPPED, ExitCode.TERMINATED)]
+    unstarted = [pod for pod in ended if pod.termination is None and pod.phase == "Failed"]
+    return len(failed) + len(unstarted) > job.limit
 
 
 def _deadline(seen: Situation) -> Verdict | None:

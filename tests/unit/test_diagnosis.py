@@ -88,6 +88,28 @@ def test_a_pod_that_is_lost_without_a_container() -> None:
     assert (end.reason, end.message) == (Reason.RETRYING, "Evicted: disk pressure")
 
 
+@pytest.mark.parametrize("group", ["containerStatuses", "initContainerStatuses"])
+def test_a_pod_that_fails_before_its_trainer_runs(group: str) -> None:
+    """Another container has failed, by its name and its words; unless the pod was told to end."""
+    init = {"name": "vault-init", "state": {"terminated": {"exitCode": 1, "reason": "Error", "message": "no token"}}}
+    waiting = {"name": "trainer", "state": {"waiting": {"reason": "PodInitializing"}}}
+    statuses = {"containerStatuses": [waiting]}
+    statuses[group] = [init, *statuses.get(group, [])]
+    body = {
+        "metadata": {"name": "a", "uid": "u", "labels": {STAGE_LABEL: "train"}},
+        "status": {"phase": "Failed", **statuses},
+    }
+    failed = read_pod(body)
+    end, told = ending(failed), ending(replace(failed, is_deleting=True))
+    assert end is not None
+    assert told is not None
+    assert (end.reason, end.message) == (
+        Reason.POD_NOT_STARTING,
+        "container vault-init ended with exit code 1: no token",
+    )
+    assert told.reason is Reason.PREEMPTED
+
+
 @pytest.mark.parametrize(
     "message",
     [

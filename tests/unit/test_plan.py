@@ -234,6 +234,18 @@ def test_a_job_that_kubernetes_fails_anyway_keeps_its_pods() -> None:
     assert (decide(failed).delete, after(failed).phase) == ((), Phase.FAILED)
 
 
+def test_an_init_container_that_fails_each_time_ends_the_job_by_its_name() -> None:
+    """Its Kubernetes Job is left to fail by itself, with the pods and their logs."""
+    failed = {"phase": "Failed", "failures": (("vault-init", Termination(1, "Error", "no token")),)}
+    pods = [pod("train", number, changed_at=at(number), **failed) for number in (1, 2)]
+    jobs = {"prepare": stage_job("prepare", is_complete=True), "train": stage_job("train", limit=1)}
+    seen = observed(*jobs.values(), *pods, spec=spec(retry={"limit": 1}))
+    assert (decide(seen).delete, reason(after(seen))) == ((), Reason.POD_NOT_STARTING)
+    status = after(replace(seen, jobs={**jobs, "train": stage_job("train", failure="BackoffLimitExceeded")}))
+    assert (status.phase, reason(status)) == (Phase.FAILED, Reason.POD_NOT_STARTING)
+    assert "container vault-init ended with exit code 1: no token (after 2 tries)" in status.conditions[-1].message
+
+
 def test_an_edit_of_a_finished_job_is_acknowledged() -> None:
     """Tools compare generations: one that is never observed looks like work that never ends."""
     publish = [stage_job("publish", is_complete=True), ended("publish", 0, message=ARTIFACT)]
