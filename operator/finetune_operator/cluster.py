@@ -28,8 +28,11 @@ Object = dict[str, Any]
 ATTEMPTS = 5
 """Tries of one request; what still fails is the work queue's to retry."""
 TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=5)
-IMPATIENT = aiohttp.ClientTimeout(total=11, sock_connect=5)
-"""A webhook's default time is 10 s; people are told within half a minute that it does not answer."""
+IMPATIENT = aiohttp.ClientTimeout(total=25, sock_connect=5)
+"""A webhook has 10 s unless its configuration says more, and 30 at most; people are told within half a minute that it
+does not answer, so the last 5 of these are theirs."""
+SOON_SECONDS = 3
+"""What fails later than that is not tried again impatiently: it would take as long once more."""
 WATCH_SECONDS = 290
 """The server ends a watch after so long."""
 WATCHING = {"watch": "1", "allowWatchBookmarks": "1", "timeoutSeconds": str(WATCH_SECONDS)}
@@ -151,11 +154,11 @@ class Cluster:
 
     async def create(self, kind: Kind, body: Object, manager: str, patient: bool = True) -> Object:
         """Create `body`; raises Conflict when an object of that name exists, whoever made it. Without patience what a
-        webhook holds up is told soon, instead of tried again."""
+        webhook holds up is waited for once, and told then."""
         path, query = kind.path(body["metadata"]["namespace"]), {"fieldManager": manager}
         if patient:
             return await self.request("POST", path, query, body)
-        return await self.request("POST", path, query, body, attempts=2, timeout=IMPATIENT)
+        return await self.request("POST", path, query, body, attempts=2, timeout=IMPATIENT, again_within=SOON_SECONDS)
 
     async def replace(self, kind: Kind, body: Object) -> Object:
         """Write `body`; raises Conflict when its resourceVersion is not the latest."""
@@ -226,10 +229,13 @@ class Cluster:
         content: str = "",
         attempts: int = ATTEMPTS,
         timeout: aiohttp.ClientTimeout = TIMEOUT,
+        again_within: float = float("inf"),
     ) -> Object:
-        """One request. Server errors and 429 are tried again: all our requests say the same when said twice."""
+        """One request. Server errors and 429 are tried again, if they came within so many seconds: all our requests say
+        the same when said twice."""
         data = None if body is None else json.dumps(body, separators=(",", ":"))
         kind = content or ("application/apply-patch+yaml" if method == "PATCH" else "application/json")
+        began = monotonic()
         for attempt in range(1, attempts + 1):
             try:
                 async with self._session.request(
@@ -245,8 +251,9 @@ class Cluster:
                         raise problem
             except (aiohttp.ClientError, TimeoutError) as failure:
                 problem, wait = failure, None
-            if attempt < attempts:
-                await asyncio.sleep(wait if wait is not None else random.uniform(0.5, 1) * 0.2 * 2**attempt)
+            if attempt == attempts or monotonic() - began > again_within:
+                break
+            await asyncio.sleep(wait if wait is not None else random.uniform(0.5, 1) * 0.2 * 2**attempt)
         raise problem
 
     async def _list(self, kind: Kind, namespace: str | None, query: Mapping[str, str]) -> tuple[list[Object], str]:

@@ -185,6 +185,8 @@ def refused(status: int, message: str, fields: tuple[str, ...] = ()) -> Obstacle
         if pattern.search(message):
             return Obstacle(reason, message)
     by_policy = _BY_POLICY.search(message) is not None
+    if status == 409 and not by_policy:
+        return Obstacle(Reason.SERVER_UNAVAILABLE, message)  # somebody else was writing, a quota's own status mostly
     is_ours = status in (400, 422) and bool(fields)
     return Obstacle(Reason.BAD_SPEC if is_ours and not by_policy else Reason.POLICY_DENIED, message)
 

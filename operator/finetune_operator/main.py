@@ -23,6 +23,7 @@ from finetune_operator.departed import Departed
 from finetune_operator.lease_store import LeaseObject
 from finetune_operator.metrics import Key
 from finetune_operator.observe import FINETUNE_JOBS
+from finetune_operator.places import Places
 from finetune_operator.progress import ProgressReader, page_session
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconcile import Reconciler, StatusWriter
@@ -41,8 +42,8 @@ if _client is not None:
 log = logging.getLogger(__name__)
 
 OVER = (Phase.SUCCEEDED, Phase.FAILED)
-RECONCILE_SECONDS = 60
-"""A pass that takes longer hangs: it is ended and tried again."""
+RECONCILE_SECONDS = 120
+"""A pass that takes longer, though a webhook held up all three creations, hangs: it is ended and tried again."""
 
 
 class Backoffs:
@@ -98,13 +99,15 @@ class Operator:
         async with page_session() as pages, asyncio.TaskGroup() as group:
             reader = ProgressReader(pages, self._settings, writer.progress, self._queue.add)
             departed = Departed()
-            reconciler = Reconciler(self._cluster, self._settings, reader, writer, departed, self._forget)
+            places = Places(self._settings.workers)
+            reconciler = Reconciler(self._cluster, self._settings, reader, writer, departed, self._forget, places)
             background = [
                 self._queue.keep_time(),
                 self._sweep(),
                 reader.run(),
                 *watches.pumps(self._cluster, self._settings, departed, self._queue.add_after, self._wake_all),
-                *(self._work(reconciler) for _ in range(self._settings.workers)),
+                # Those that have a place, and as many that wait aside.
+                *(self._work(reconciler, places) for _ in range(2 * self._settings.workers)),
             ]
             tasks = [group.create_task(one) for one in background]
             log.info("serving %s", ", ".join(self._settings.namespaces) or "all namespaces")
@@ -172,11 +175,12 @@ class Operator:
         for key in self._live:
             self._queue.add_after(key, watches.SETTLE_SECONDS)
 
-    async def _work(self, reconciler: Reconciler) -> None:
+    async def _work(self, reconciler: Reconciler, places: Places) -> None:
         while True:
             key = await self._queue.get()
-            with logs.about(*key), metrics.reconcile_seconds.time():
-                await self._once(reconciler, key)
+            async with places:
+                with logs.about(*key), metrics.reconcile_seconds.time():
+                    await self._once(reconciler, key)
 
     async def _once(self, reconciler: Reconciler, key: Key) -> None:
         try:

@@ -23,6 +23,7 @@ from finetune_operator.diagnosis import Obstacle, has_field, refused
 from finetune_operator.facts import Observed, StageName, seconds_between
 from finetune_operator.metrics import Key
 from finetune_operator.observe import CLAIMS, CONFIG_MAPS, EVENTS, FINETUNE_JOBS, JOBS, observe
+from finetune_operator.places import Places
 from finetune_operator.plan import Plan, plan
 from finetune_operator.progress import ProgressReader, Target
 from finetune_operator.settings import Settings
@@ -96,8 +97,10 @@ class Reconciler:
         writer: StatusWriter,
         departed: Departed,
         gone: Callable[[Key], None],
+        places: Places,
     ) -> None:
-        """`gone` is told of each job that no longer exists."""
+        """`gone` is told of each job that no longer exists; each pass has one of the `places`."""
+        self._places = places
         self._gone = gone
         self._departed = departed
         self._cluster = cluster
@@ -177,18 +180,9 @@ class Reconciler:
             if "run" in absent and any(one["kind"] == "ConfigMap" for one in decided.create):
                 return body, Obstacle(Reason.DEFINITION_OUTDATED, "the definition of FineTuneJob has no status.run")
         for manifest in decided.create:
-            kind = KINDS[manifest["kind"]]
-            try:
-                # Create, not apply: an apply would write into somebody else's object of that name.
-                await self._cluster.create(kind, manifest, MANAGER, patient=False)
-            except Conflict:
-                return body, EXISTS
-            except ApiError as problem:
-                ours = tuple(field for field in problem.fields if has_field(manifest, field))
-                return body, refused(problem.status, f"{manifest['kind']}: {problem.message}", ours)
-            except (aiohttp.ClientError, TimeoutError) as problem:
-                words = f"{manifest['kind']}: no answer to its creation: {problem or repr(problem)}"
-                return body, refused(0, words)
+            refusal = await create_child(self._cluster, manifest, self._places)
+            if refusal is not None:
+                return body, refusal
         return body, None
 
     async def _finish(self, key: Key, body: Object, observed: Observed, decided: Plan) -> float | None:
@@ -221,6 +215,22 @@ class Reconciler:
             log.debug("the Event is there already")
         except ApiError as problem:
             log.warning("an Event could not be written: %s", problem)
+
+
+async def create_child(cluster: Cluster, manifest: Object, places: Places) -> Obstacle | None:
+    """Create it; why that could not be, EXISTS where there is an object of that name."""
+    kind = manifest["kind"]
+    try:
+        # Create, not apply: an apply would write into somebody else's object of that name.
+        await places.wait_for(cluster.create(KINDS[kind], manifest, MANAGER, patient=False))
+    except ApiError as problem:
+        if problem.status == 409 and problem.reason == "AlreadyExists":
+            return EXISTS
+        ours = tuple(field for field in problem.fields if has_field(manifest, field))
+        return refused(problem.status, f"{kind}: {problem.message}", ours)
+    except (aiohttp.ClientError, TimeoutError) as problem:
+        return refused(0, f"{kind}: no answer to its creation: {problem or repr(problem)}")
+    return None
 
 
 def _without(value: Object, path: list[str]) -> Object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.control_plane import ControlPlane
+from finetune_api.labels import JOB_LABEL
 from integration.kubelet import Api, Job, eventually, warn
 from integration.operators import Operator
 from integration.test_life import ARTIFACT, PREPARED, TRAINED
@@ -136,6 +138,31 @@ def test_a_webhook_that_is_down_is_told_within_half_a_minute(
     assert "validate.policy.example" in job.wait_reason("ServerUnavailable", seconds=30)["message"]
     api.delete(lift)
     job.new_pod("prepare", 90)
+
+
+def test_jobs_that_a_webhook_holds_up_hold_up_no_others(
+    namespace: str, start_operator: Callable[..., Operator], submit_alone: Submit, put: Any
+) -> None:
+    """One that never answers: as many jobs wait for it as there are workers, and the next job goes on all the same."""
+    held = [submit_alone() for _ in range(2)]
+    names = ", ".join(f"'{job.name}'" for job in held)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        webhook = {
+            "name": "silent.policy.example",
+            "clientConfig": {"url": f"https://127.0.0.1:{silent.getsockname()[1]}/validate"},
+            "rules": [{"apiGroups": ["batch"], "apiVersions": ["*"], "operations": ["CREATE"], "resources": ["jobs"]}],
+            "matchConditions": [{"name": "held", "expression": f"object.metadata.labels['{JOB_LABEL}'] in [{names}]"}],
+            "admissionReviewVersions": ["v1"],
+            "sideEffects": "None",
+            "timeoutSeconds": 30,
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+        }
+        put(WEBHOOKS, {"metadata": {"name": f"silent-{namespace}"}, "webhooks": [webhook]})
+        start_operator("--workers", "2")
+        eventually(lambda: all(job.status() for job in held), "both are at work")
+        submit_alone().new_pod("prepare", 9)  # the API server waits for 10 s
+        for job in held:
+            assert "silent.policy.example" in job.wait_reason("ServerUnavailable", seconds=30)["message"]
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,8 @@ def test_a_cache_that_lags_is_no_obstacle() -> None:
         ),
         (500, 'failed calling webhook "v.example": connection refused', (), "ServerUnavailable"),
         (504, "context deadline exceeded", (), "ServerUnavailable"),
+        (409, 'Operation cannot be fulfilled on resourcequotas "team": modified', (), "ServerUnavailable"),
+        (409, 'admission webhook "v.example" denied the request: not now', (), "PolicyDenied"),
         (429, "too many requests", (), "ServerUnavailable"),
         (0, "TimeoutError()", (), "ServerUnavailable"),
     ],
