@@ -120,24 +120,32 @@ NEXT_STEP: dict[Reason, str] = {
     Reason.POLICY_DENIED: (
         "Meet that policy by spec.podTemplate, or ask who runs it; the job goes on by itself when it is admitted."
     ),
-    Reason.QUOTA_EXCEEDED: "Delete what is no longer needed in the namespace, or have its quota raised.",
+    Reason.QUOTA_EXCEEDED: (
+        "Delete what is no longer needed in the namespace, or have its quota raised; where it says `must specify`, set "
+        "spec.podTemplate.ephemeralStorage, or have a LimitRange give a default."
+    ),
     Reason.JOB_QUOTA_EXCEEDED: "Delete finished Jobs in the namespace, or have its quota of objects raised.",
-    Reason.LIMIT_RANGE: "Lower spec.resources.cpu or memory, or have the namespace's LimitRange changed.",
+    Reason.LIMIT_RANGE: (
+        "Bring spec.resources.cpu, spec.resources.memory or spec.podTemplate.ephemeralStorage within it, or have the "
+        "LimitRange changed; for a workspace of another size apply the job under a new name."
+    ),
     Reason.POD_REFERENCE_NOT_FOUND: (
         "Create what the message names, or change spec.scheduling.priorityClassName, "
         "spec.podTemplate.serviceAccountName or spec.podTemplate.runtimeClassName."
     ),
     Reason.OPERATOR_FORBIDDEN: "Upgrade the operator's chart: its Role lacks a right that this operator needs.",
     Reason.SERVER_UNAVAILABLE: "The API server, or a webhook that it asks, fails; the job goes on when it is back.",
-    Reason.DEFINITION_OUTDATED: "Apply the CustomResourceDefinition of this release of the operator.",
+    Reason.DEFINITION_OUTDATED: (
+        "Upgrade the release of the chart that owns the CustomResourceDefinition, or apply that of this operator."
+    ),
     Reason.UNREADABLE: "Run the operator of the release that it was written for, or apply the job under a new name.",
     Reason.RUN_CHANGED: "Nothing is started with it: apply the job under a new name, and see who may write ConfigMaps.",
     Reason.WORKSPACE_LOST: "Restore the claim, or apply the job under a new name.",
     Reason.CONTAINER_LEFT_RUNNING: "The pod is ended soon; have that container end with the trainer, or not injected.",
     Reason.IMAGE_PULL_FAILED: "Check the name of that image and its pull secret.",
     Reason.VOLUME_NOT_READY: "Create the PersistentVolumeClaim that the message names, or mend its storage.",
-    Reason.SECRET_NOT_FOUND: "Create the Secret that auth.secretName names, in the job's namespace.",
-    Reason.CONFIG_MAP_NOT_FOUND: "Create the ConfigMap that the URI names, in the job's namespace.",
+    Reason.SECRET_NOT_FOUND: "Create the Secret that auth or podTemplate names, with that key, in the job's namespace.",
+    Reason.CONFIG_MAP_NOT_FOUND: "Create the ConfigMap that the URI or podTemplate names, with that key, beside the job.",
     Reason.NO_REPORTS: "The trainer does not answer: look at `finetune logs`.",
     Reason.STALLED: "The step count stands still: look at `finetune logs`; raising spec.restarts starts a new attempt.",
     Reason.RETRYING: "Nothing to do: the stage is tried again.",

@@ -42,6 +42,8 @@ if _client is not None:
 log = logging.getLogger(__name__)
 
 OVER = (Phase.SUCCEEDED, Phase.FAILED)
+APPLY_DEFINITION = "kubectl apply --server-side --force-conflicts -f crds/finetunejobs.yaml"
+"""Without force it is refused where another manager, as Helm, has written an older one."""
 RECONCILE_SECONDS = 120
 """A pass that takes longer, though a webhook held up all three creations, hangs: it is ended and tried again."""
 
@@ -264,7 +266,7 @@ async def _wait_for_definition(cluster: Cluster, settings: Settings) -> None:
             await cluster.request("GET", FINETUNE_JOBS.path(namespace), {"limit": "1"})
             return
         except NotFound:
-            log.error("the CustomResourceDefinition is missing: kubectl apply --server-side -f crds/finetunejobs.yaml")
+            log.error("the CustomResourceDefinition is missing: %s", APPLY_DEFINITION)
         except (ApiError, aiohttp.ClientError, TimeoutError) as problem:
             log.error("FineTuneJobs cannot be listed: %s", problem or repr(problem))
         await asyncio.sleep(2)

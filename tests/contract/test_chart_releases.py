@@ -13,6 +13,7 @@ from contract.chart import CHART, helm
 
 pytestmark = pytest.mark.integration
 
+ROOT = Path(__file__).parents[2]
 CRD = "crd/finetunejobs.finetune.dev"
 PLACES = ("finetune", "other", "team-a", "team-b")
 
@@ -98,6 +99,18 @@ def test_the_owner_upgrades_the_definition_and_goes_first(empty: ControlPlane, n
     assert run("upgrade", "second", "other", newer, "--set=namespaces={team-b}") == ""
     assert run("upgrade", "second", "other", CHART, "--set=namespaces={team-b}") == ""
     assert run.is_newer()
+
+
+def test_the_advised_command_replaces_a_definition_that_a_release_owns(empty: ControlPlane, newer: Path) -> None:
+    """Two managers of one field are a conflict, which kubectl refuses unless it is told otherwise."""
+    run = Releases(empty)
+    assert run("install", "first", "finetune", newer) == ""
+    command = re.search(r"kubectl (apply [^`]+) crds/finetunejobs.yaml", (ROOT / "docs/troubleshooting.md").read_text())
+    assert command is not None
+
+    empty.kubectl(*command[1].split(), str(ROOT / "crds/finetunejobs.yaml"))
+
+    assert not run.is_newer()
 
 
 def test_a_kept_definition_is_upgraded_by_a_release_of_the_same_name(empty: ControlPlane, newer: Path) -> None:
