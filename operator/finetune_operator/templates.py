@@ -22,9 +22,10 @@ KEYS = {
     "tolerations": ("key", "operator", "value", "effect"),
 }
 """By what the items of a list are told apart. Tolerations by nearly all of it: each only permits, so they add up."""
-MAPS = frozenset(
-    {"metadata", "labels", "annotations", "nodeSelector", "securityContext", "seLinuxOptions", "ephemeralStorage"}
-)
+STANZAS = frozenset({"metadata", "securityContext"})
+"""Fields that hold fields, each of which is put together by its own name."""
+MAPS = frozenset({"labels", "annotations", "nodeSelector", "seLinuxOptions", "ephemeralStorage"})
+"""Fields whose keys are people's own words, or plain values: a label may be called `env`, and is no list."""
 
 
 def merged(stage: StageName, own: Object, platform: PodTemplate | None, spec: FineTuneJobSpec) -> Object:
@@ -63,11 +64,13 @@ def _wire(value: Any) -> Any:
 
 
 def _over(base: Mapping[str, Any], more: Mapping[str, Any]) -> Object:
-    """`base` with `more` laid over it."""
+    """`base` with `more` laid over it: both a template, or the same stanza of one."""
     result = dict(base)
     for name, value in more.items():
-        if name in MAPS:
+        if name in STANZAS:
             result[name] = _over(base.get(name, {}), value)
+        elif name in MAPS:
+            result[name] = base.get(name, {}) | value
         elif name in KEYS:
             result[name] = _joined(base.get(name, []), value, KEYS[name])
         else:

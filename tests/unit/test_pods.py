@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic.alias_generators import to_camel
 
-from finetune_api.pods import IDS, PodTemplate
+from finetune_api.pods import IDS, PodMetadata, PodSecurityContext, PodTemplate, StageTemplate
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator import objects, pods
 from finetune_operator.facts import STAGES, StageName
@@ -163,6 +164,19 @@ def test_maps_are_merged_by_key_and_lists_by_name() -> None:
     assert made["imagePullSecrets"] == [{"name": "pull"}, {"name": "own"}]
     assert {"name": "cache", "persistentVolumeClaim": {"claimName": "cache"}} in made["volumes"]
     assert pod(wanted, "prepare", platform)["nodeSelector"] == {"pool": "cpu", "zone": "a", "disk": "fast"}
+
+
+FIELDS = sorted({name for model in (StageTemplate, PodMetadata, PodSecurityContext) for name in model.model_fields})
+
+
+@pytest.mark.parametrize("field", [to_camel(name) for name in FIELDS])
+def test_keys_are_words_and_no_fields(field: str) -> None:
+    """A label, an annotation or a node label may be called as any field of a template is, at each level."""
+    word = {field: "x"}
+    said = {"metadata": {"labels": word, "annotations": word}, "nodeSelector": word}
+    made = template(spec(podTemplate=said, scheduling={"nodeSelector": word}), "train", said)
+    assert word.items() <= made["metadata"]["labels"].items()
+    assert made["metadata"]["annotations"] == made["spec"]["nodeSelector"] == word
 
 
 def test_a_variable_is_said_once() -> None:
