@@ -267,6 +267,14 @@ def test_what_leads_out_of_the_cluster_is_given_to_prepare_alone() -> None:
 
 
 NAMING = {
+    "uri": {
+        "spec.model.uri",
+        "spec.dataset.train[].uri",
+        "spec.dataset.validation.sources[].uri",
+        "spec.dataset.test.sources[].uri",
+        "spec.method.lora.startFrom.adapters[].uri",
+        "spec.output.uri",
+    },
     "secretName": {
         "spec.model.auth.secretName",
         "spec.dataset.train[].auth.secretName",

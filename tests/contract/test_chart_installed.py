@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,9 @@ IN_FORCE = {
     *("ServiceAccount", "Role", "RoleBinding", "ClusterRole"),
     *("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
 }
-HERS = [f"hers-{number}" for number in range(17)]
+LIMIT = 24
+"""Different objects that a job may name."""
+HERS = [f"hers-{number}" for number in range(LIMIT)]
 """The Secrets, ConfigMaps and claims that Alice may read, and the service accounts that she may act as."""
 
 
@@ -108,33 +110,38 @@ def installed(prepared: ControlPlane) -> Iterator[ControlPlane]:
     prepared.kubectl("delete", "-f", "-", document=items)
 
 
+OUTPUT = f"pvc://{HERS[0]}/a"
+
+
 def refusal(
     plane: ControlPlane, secrets: dict[str, str], namespace: str = "team-a", template: dict[str, Any] | None = None
 ) -> str:
     """What the API server says to Alice's job that names these Secrets and has this podTemplate; empty when it would
     take it."""
-
-    def source(uri: str, secret: str | None) -> dict[str, Any]:
-        return {"uri": uri} | ({"auth": {"secretName": secret}} if secret else {})
-
     train = [source("hf://org/data/a.jsonl", secret) for place, secret in secrets.items() if place.startswith("train")]
-    dataset: dict[str, Any] = {"train": train or [source("hf://org/data/a.jsonl", None)]}
+    dataset: dict[str, Any] = {"train": train or [source("hf://org/data/a.jsonl")]}
     for split in ("validation", "test"):
         if split in secrets:
             dataset[split] = {"sources": [source("hf://org/data/b.jsonl", secrets[split])]}
     adapters = [source("hf://org/adapter", secret) for place, secret in secrets.items() if place == "adapter"]
-    job = {
-        "apiVersion": labels.API_VERSION,
-        "kind": labels.KIND,
-        "metadata": {"name": f"secrets-{time.monotonic_ns()}", "namespace": namespace},
-        "spec": {
-            "model": source("hf://org/model", secrets.get("model")),
-            "dataset": dataset,
-            "method": {"lora": {"startFrom": {"adapters": adapters}} if adapters else {}},
-            "output": {"uri": "pvc://out/a"},
-            "podTemplate": template,
-        },
+    spec = {
+        "model": source("hf://org/model", secrets.get("model")),
+        "dataset": dataset,
+        "method": {"lora": {"startFrom": {"adapters": adapters}} if adapters else {}},
+        "output": {"uri": OUTPUT},
+        "podTemplate": template,
     }
+    return answer(plane, spec, namespace)
+
+
+def source(uri: str, secret: str | None = None) -> dict[str, Any]:
+    return {"uri": uri} | ({"auth": {"secretName": secret}} if secret else {})
+
+
+def answer(plane: ControlPlane, spec: dict[str, Any], namespace: str = "team-a") -> str:
+    """What the API server says to a job of Alice's; empty when it would take it."""
+    metadata = {"name": f"hers-{time.monotonic_ns()}", "namespace": namespace}
+    job = {"apiVersion": labels.API_VERSION, "kind": labels.KIND, "metadata": metadata, "spec": spec}
     try:
         plane.kubectl("create", "--as=alice", "--dry-run=server", "-f", "-", document=json.dumps(job))
     except ClusterError as problem:
@@ -149,6 +156,40 @@ def test_nobody_can_have_a_secret_mounted_that_they_cannot_read(installed: Contr
 
     assert "you may not get secrets/theirs in namespace team-a" in said
     assert refusal(installed, {place: HERS[0]}) == ""
+
+
+URIS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "model": lambda uri: {"model": {"uri": uri}},
+    "train": lambda uri: {"dataset": {"train": [source("hf://org/data/a.jsonl"), source(uri)]}},
+    "validation": lambda uri: {"dataset": NAMES_NOTHING["dataset"] | {"validation": {"sources": [source(uri)]}}},
+    "test": lambda uri: {"dataset": NAMES_NOTHING["dataset"] | {"test": {"sources": [source(uri)]}}},
+    "adapter": lambda uri: {"method": {"lora": {"startFrom": {"adapters": [source(uri)]}}}},
+    "output": lambda uri: {"output": {"uri": uri}},
+}
+"""A spec's fields with the URI, for each place that has one."""
+NAMES_NOTHING: dict[str, Any] = {
+    "model": source("hf://org/model"),
+    "dataset": {"train": [source("hf://org/data/a.jsonl")]},
+    "output": {"uri": OUTPUT},
+}
+
+
+@pytest.mark.parametrize("place", URIS)
+def test_nobody_can_have_a_claim_mounted_that_they_may_not_get(installed: ControlPlane, place: str) -> None:
+    """Whether it is read or written: `get` of the claim is the only right that Kubernetes has for it."""
+    said = answer(installed, NAMES_NOTHING | URIS[place]("pvc://theirs/a/b.jsonl"))
+
+    assert "you may not get persistentvolumeclaims/theirs in namespace team-a" in said
+    assert answer(installed, NAMES_NOTHING | URIS[place](f"pvc://{HERS[1]}/a/b.jsonl")) == ""
+
+
+@pytest.mark.parametrize("place", ["train", "validation", "test"])
+def test_nobody_can_have_a_config_map_mounted_that_they_cannot_read(installed: ControlPlane, place: str) -> None:
+    """Its keys are data, as the files of a claim are."""
+    said = answer(installed, NAMES_NOTHING | URIS[place]("configmap://theirs/a.jsonl"))
+
+    assert "you may not get configmaps/theirs in namespace team-a" in said
+    assert answer(installed, NAMES_NOTHING | URIS[place](f"configmap://{HERS[1]}/a.jsonl")) == ""
 
 
 TEMPLATES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -211,13 +252,30 @@ def test_one_foreign_secret_among_own_ones_is_enough_to_be_refused(installed: Co
     assert refusal(installed, {"model": HERS[0], "train": HERS[1], "test": HERS[0]}) == ""
 
 
-def test_a_job_may_name_sixteen_objects_and_no_more(installed: ControlPlane) -> None:
-    """The check has a limit, which is said; the same Secret in 32 places counts once."""
+def test_a_job_names_a_limited_number_of_objects(installed: ControlPlane) -> None:
+    """The check has a limit, which is said; the same Secret in 32 places counts once. The output's claim counts too."""
     places = {f"train-{number}": name for number, name in enumerate(HERS)}
 
-    assert "a job may name at most 16 different Secrets" in refusal(installed, places)
-    assert refusal(installed, dict(list(places.items())[:16])) == ""
+    assert f"a job may name at most {LIMIT} different Secrets" in refusal(installed, places)
+    assert refusal(installed, dict(list(places.items())[: LIMIT - 1])) == ""
     assert refusal(installed, {f"train-{number}": HERS[0] for number in range(32)}) == ""
+
+
+def test_the_largest_job_is_within_the_budget_of_the_check(installed: ControlPlane) -> None:
+    """Every list of the schema full, and as many different objects as may be named: the API server counts costs."""
+    sources = [source(f"pvc://{HERS[0]}/{'long/' * 200}", HERS[number % (LIMIT - 1)]) for number in range(32)]
+    shape = {
+        "env": [{"name": f"A{n}", "valueFrom": {"secretKeyRef": {"name": HERS[0], "key": "k"}}} for n in range(32)],
+        "volumes": [{"name": f"v{n}", "secret": {"secretName": HERS[0]}} for n in range(16)],
+        "imagePullSecrets": [{"name": HERS[n]} for n in range(8)],
+    }
+    largest = {
+        "dataset": {"train": sources, "validation": {"sources": sources}, "test": {"sources": sources}},
+        "method": {"lora": {"startFrom": {"adapters": sources[:16]}}},
+        "podTemplate": shape | {"stages": {stage: shape for stage in ("prepare", "train", "publish")}},
+    }
+
+    assert answer(installed, NAMES_NOTHING | largest) == ""
 
 
 def test_namespaces_that_are_not_served_are_left_alone(installed: ControlPlane) -> None:
