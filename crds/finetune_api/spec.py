@@ -4,7 +4,7 @@ A field exists here only if the operator or the trainer acts on it. Two axes car
 `method` (which parameters move); neither knows the other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
@@ -425,8 +425,8 @@ class FineTuneJobSpec(Model):
     @property
     def named_jobs(self) -> list[str]:
         """Names of the FineTuneJobs whose artifacts this one needs, each once."""
-        # Asked several times in each look at a job, and most name none: the text is made in a twentieth of the time.
-        return jobs_named(self.to_wire()) if '"job://' in self.model_dump_json() else []
+        places = (uris.parse(adapter.uri) for adapter in self.method.options.adapters)
+        return list(dict.fromkeys(place.name for place in places if place.scheme == "job"))
 
     def with_artifacts(self, artifacts: Mapping[str, str]) -> "FineTuneJobSpec":
         """The same spec with each `job://name` replaced by the URI that `artifacts` has for the name."""
@@ -466,21 +466,17 @@ def read_spec(stored: Any) -> tuple[FineTuneJobSpec | None, str]:
 
 
 def jobs_named(spec: Any) -> list[str]:
-    """Names behind `job://` in a spec as it is stored, each once, whichever release wrote it."""
-    found: dict[str, None] = {}
-    _gather_named(spec, found)
-    return list(found)
+    """Names behind `job://` in a spec as it is stored, each once, whichever release wrote it: of every `uri` in it, for
+    in a prompt or a variable the same words name nothing."""
+    return list(dict.fromkeys(uri.removeprefix("job://") for uri in _uris(spec) if uri.startswith("job://")))
 
 
-def _gather_named(part: Any, found: dict[str, None]) -> None:
-    """Of the values of fields that hold a URI: a prompt may begin with anything."""
-    if isinstance(part, dict):
-        uri = part.get("uri")
-        name = uri.removeprefix("job://") if isinstance(uri, str) and uri.startswith("job://") else ""
-        found |= {name: None} if name else {}
-        part = list(part.values())
-    for below in part if isinstance(part, list) else ():
-        _gather_named(below, found)
+def _uris(part: Any) -> Iterator[str]:
+    if isinstance(part, dict) and isinstance(part.get("uri"), str):
+        yield part["uri"]
+    if isinstance(part, dict | list):
+        for below in part.values() if isinstance(part, dict) else part:
+            yield from _uris(below)
 
 
 class Metadata(Model):

@@ -66,3 +66,9 @@ def test_a_spec_of_any_shape_names_jobs_or_none(spec: dict[str, Any]) -> None:
     """It is read as it is stored, before anything has parsed it."""
     assert jobs_named(spec) == []
     assert jobs_named(STARTING) == ["first"]
+
+
+def test_only_a_uri_names_a_job() -> None:
+    """The same words in a prompt, or as the value of a variable, are somebody's text."""
+    words = {"evaluation": {"prompts": ["job://other", "job://"]}, "podTemplate": {"env": [{"value": "job://"}]}}
+    assert jobs_named(STARTING | words) == ["first"]
