@@ -285,6 +285,12 @@ def seconds_between(start: str | None, end: str | None) -> float:
     return max(0.0, (moment(end) - moment(start)).total_seconds())
 
 
+def published(artifact: Artifact | None, spec: FineTuneJobSpec) -> Artifact | None:
+    """What a job has published, if it is where its spec says. A pod may claim another place, and jobs that start from
+    this one would mount that: a claim which its author named, and was admitted with, nowhere."""
+    return artifact if artifact is not None and artifact.uri == spec.output.uri else None
+
+
 def named_job(name: str, spec: FineTuneJobSpec | None, status: FineTuneJobStatus) -> NamedJob:
     """Read another FineTuneJob as far as a job that waits for it has to know it."""
     conditions = {condition.type: condition for condition in status.conditions}
@@ -293,9 +299,9 @@ def named_job(name: str, spec: FineTuneJobSpec | None, status: FineTuneJobStatus
     waits = status.phase is None or (progressing is not None and progressing.reason == Reason.WAITING_FOR_JOB)
     return NamedJob(
         name=name,
-        is_complete=ConditionType.COMPLETE in true,
+        is_complete=ConditionType.COMPLETE in true and spec is not None,
         failure=f"{failed.reason}: {failed.message}" if failed and ConditionType.FAILED in true else "",
-        artifact=status.artifact,
+        artifact=published(status.artifact, spec) if spec else None,
         waits_for=tuple(spec.named_jobs) if spec and waits else (),
     )
 

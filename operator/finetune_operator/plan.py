@@ -281,7 +281,7 @@ def _published(seen: Situation) -> Verdict | None:
         return Verdict(Phase.SUCCEEDED, Reason.SUCCEEDED, f"published at {reached.artifact.uri}", is_progressing=False)
     endings = (ending(pod) for pod in observed.tries("publish"))
     if any(end is not None and end.reason is Reason.SUCCEEDED for end in endings):
-        return _failed(Reason.ARTIFACT_INVALID, "publish ended without naming a digest")
+        return _failed(Reason.ARTIFACT_INVALID, f"publish ended without a digest of {seen.spec.output.uri}")
     # Its pod is gone, and its report with it: publish again, it only has to verify.
     message = with_next_step(Reason.RETRYING, "publish's report is lost")
     return Verdict(Phase.PUBLISHING, Reason.RETRYING, message, is_progressing=False)

@@ -4,19 +4,21 @@ It decides what people are told. What is to be done is `plan`'s business; both s
 attempts amount to is `attempts`'.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
 from finetune_api import status as api
+from finetune_api import uris
 from finetune_api.events import ProgressReport, StageReport
 from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
 from finetune_api.spec import FineTuneJobSpec, Metadata
 from finetune_api.text import printable_lines
 from finetune_operator.attempts import History, started_at
 from finetune_operator.diagnosis import ending
-from finetune_operator.facts import STAGES, Observed, StageName, timestamp
+from finetune_operator.facts import STAGES, Observed, StageName, published, timestamp
 
 Known = TypeVar("Known")
 MESSAGE_LIMIT = 4096
@@ -129,7 +131,8 @@ def present_stage(status: api.FineTuneJobStatus) -> tuple[StageName, int]:
 
 def milestones(observed: Observed) -> Milestones:
     """What has been reached, by the status that was written, or by Kubernetes Jobs and trainers that ended well."""
-    old = observed.status
+    old, spec = observed.status, observed.spec
+    assert spec is not None
     told = [report for stage in STAGES if (report := final_report(observed, stage)) is not None]
     return Milestones(
         is_prepared=is_true(old, ConditionType.PREPARED) or is_complete(observed, "prepare"),
@@ -137,7 +140,7 @@ def milestones(observed: Observed) -> Milestones:
         plan=_first([old.plan, *(report.plan for report in told)]),
         data=_first([old.data, *(report.data for report in told)]),
         evaluation=_first([old.evaluation, *(report.evaluation for report in told)]),
-        artifact=_first([old.artifact, *(report.artifact for report in told)]),
+        artifact=_first(published(one, spec) for one in (old.artifact, *(report.artifact for report in told))),
     )
 
 
@@ -213,7 +216,7 @@ def unreadable(observed: Observed, now: datetime) -> api.FineTuneJobStatus:
 
 def dependencies(observed: Observed) -> list[api.Dependency]:
     """What the jobs behind `job://` have published, pinned when each was first seen complete."""
-    pinned = {one.name: one for one in observed.status.dependencies}
+    pinned = {one.name: one for one in observed.status.dependencies if re.match(uris.OUTPUT_PATTERN, one.uri)}
     for name in observed.spec.named_jobs if observed.spec else ():
         job = observed.named_jobs.get(name)
         if name not in pinned and job is not None and job.is_complete and job.artifact and job.artifact.uri:

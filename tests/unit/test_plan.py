@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from finetune_api.labels import stage_job_name
-from finetune_api.reasons import Phase, Reason
+from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_api.run import Run
 from finetune_api.spec import read_spec
-from finetune_api.status import Artifact, Attempt, FineTuneJobStatus, Usage
+from finetune_api.status import Artifact, Attempt, Condition, Dependency, FineTuneJobStatus, Usage
 from finetune_operator.facts import (
     STAGES,
     Claim,
@@ -32,6 +32,7 @@ from finetune_operator.facts import (
     StageName,
     Termination,
     digest,
+    named_job,
     timestamp,
 )
 from finetune_operator.plan import Plan, plan
@@ -122,6 +123,57 @@ def test_what_a_named_job_has_published_is_pinned_when_it_is_first_seen_complete
     seen = replace(with_jobs(NamedJob("second", True, artifact=other)), status=waiting)
     run = Run.model_validate_json(decide(seen).create[0]["data"]["run.json"])
     assert [adapter.uri for adapter in run.spec.method.options.adapters] == ["pvc://models/first", "pvc://other/second"]
+
+
+def test_only_a_uri_names_a_job() -> None:
+    """The same words in a prompt, or as the value of a variable, are somebody's text: nothing is waited for."""
+    words = {"prompts": ["job://other", "job://"]}
+    env = [{"name": "A", "value": "job://"}]
+    decided = decide(observed(started=False, spec=spec(evaluation=words, podTemplate={"env": env})))
+    assert kinds(decided)[-1].startswith("Job ")
+
+
+@pytest.mark.parametrize("uri", ["pvc://payroll/q3", "no URI", "job://", None])
+def test_a_named_jobs_artifact_is_where_its_own_spec_says(uri: str | None) -> None:
+    """What its status says comes from a pod; a claim that its author never named is not mounted for another job."""
+    conditions = [Condition(type=ConditionType.COMPLETE, status="True", reason="", last_transition_time=at(0))]
+    told = FineTuneJobStatus(
+        phase="Succeeded", conditions=conditions, artifact=Artifact(uri=uri, digest="sha256:abc", kind="adapter")
+    )
+    honest = told.model_copy(update={"artifact": DONE})
+    other = spec(output={"uri": DONE.uri})
+    trusted = named_job("second", other, honest)
+    assert decide(with_jobs(trusted, named_job("first", other, honest))).create != ()
+
+    status = after(with_jobs(trusted, named_job("first", other, told)))
+
+    assert (status.phase, reason(status)) == (Phase.FAILED, Reason.BAD_SPEC)
+    assert "job://first: that job published nothing" in status.conditions[-1].message
+
+
+def test_a_named_job_whose_spec_cannot_be_read_is_waited_for() -> None:
+    """Where it publishes stands there and nowhere else."""
+    conditions = [Condition(type=ConditionType.COMPLETE, status="True", reason="", last_transition_time=at(0))]
+    other = named_job("first", None, FineTuneJobStatus(phase="Succeeded", conditions=conditions, artifact=DONE))
+    assert reason(after(with_jobs(other))) == Reason.WAITING_FOR_JOB
+
+
+def test_a_pin_that_is_no_uri_is_made_anew() -> None:
+    """It comes from a status that another release wrote."""
+    strange = FineTuneJobStatus(dependencies=[Dependency(name="first", uri="no URI")])
+    seen = with_jobs(*(NamedJob(name, True, artifact=DONE) for name in ("first", "second")))
+    assert [one.uri for one in after(replace(seen, status=strange)).dependencies] == [DONE.uri] * 2
+
+
+@pytest.mark.parametrize("uri", ["pvc://payroll/q3", "no URI", None])
+def test_a_pod_that_names_another_place_has_published_nothing(uri: str | None) -> None:
+    """The artifact is at spec.output.uri, or there is none: other jobs mount what stands in the status."""
+    word = json.dumps({"stage": "publish", "artifact": {"uri": uri, "digest": "sha256:abc"}})
+    jobs = [stage_job(stage, is_complete=True) for stage in STAGES]
+    status = after(observed(*jobs, ended("publish", 0, message=word)))
+    assert (status.phase, reason(status)) == (Phase.FAILED, Reason.ARTIFACT_INVALID)
+    assert status.artifact is None
+    assert "without a digest of pvc://models/support-bot" in status.conditions[-1].message
 
 
 @pytest.mark.parametrize(

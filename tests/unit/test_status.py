@@ -153,7 +153,9 @@ def test_gpu_time_that_nobody_can_build_on_is_wasted(page: dict[str, int] | None
 def test_publish_tells_again_what_was_missed() -> None:
     """Pods of prepare and train vanished before they were read: plan, data and evaluation come from publish."""
     told = {"plan": {"totalSteps": 9}, "data": {"tokens": 8}, "evaluation": {"split": "test"}}
-    word = json.dumps({"stage": "publish", "artifact": {"uri": "pvc://a/b", "digest": "sha256:c"}, **told})
+    word = json.dumps(
+        {"stage": "publish", "artifact": {"uri": "pvc://models/support-bot", "digest": "sha256:c"}, **told}
+    )
     jobs = [stage_job(stage, is_complete=True) for stage in ("prepare", "train", "publish")]
     status = summary(observed(*jobs, ended("publish", 0, message=word)))
     assert status.phase == Phase.SUCCEEDED
@@ -183,7 +185,7 @@ def test_the_trainers_last_word_ends_the_progress() -> None:
 
 def test_a_run_without_steps_is_done_at_its_end() -> None:
     """Composed adapters take no step, and a percentage of no steps is not known before."""
-    word = json.dumps({"stage": "publish", "artifact": {"uri": "pvc://a/b", "digest": "sha256:c"}})
+    word = json.dumps({"stage": "publish", "artifact": {"uri": "pvc://models/support-bot", "digest": "sha256:c"}})
     old = FineTuneJobStatus(phase="Publishing", progress=Progress(stage="train", step=0))
     jobs = [stage_job(stage, is_complete=True) for stage in ("prepare", "train", "publish")]
     for ends, percent in [((), None), ((ended("publish", 0, message=word),), 100)]:
