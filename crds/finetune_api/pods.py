@@ -22,11 +22,19 @@ OWN_VARIABLES = ("HOME", "USER", "LOGNAME", "PATH", "TMPDIR", "OMP_NUM_THREADS",
                  "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "GCONV_PATH", "NVIDIA_VISIBLE_DEVICES")  # fmt: skip
 """What the operator sets, what chooses the code that runs, and what would hand out GPUs that were not asked for."""
 OWN_VARIABLE_PREFIXES = ("FINETUNE_", "PYTHON", "LD_")
-PLATFORM_VARIABLES = (
-    "HF_ENDPOINT",
-    *(case(f"{kind}_proxy") for kind in ("http", "https", "all", "no") for case in (str.upper, str)),
-)
-"""Which way out of the cluster downloads take, and so which addresses they reach: not for a job to say."""
+WAY_OUT_VARIABLES = ("*_PROXY", "HF_ENDPOINT", "HUGGINGFACE_CO_STAGING", "HF_XET_*ENDPOINT", "HF_XET_*SOCKET_PATH")
+"""Which way out of the cluster downloads take, and so which addresses they reach: not for a job to say. Python reads
+proxies in any case."""
+CODE_VARIABLES = ("OPENSSL_*", "LOCPATH", "GLIBC_TUNABLES", "BASH_ENV", "CUDA_INJECTION*", "NVTX_INJECTION*", "INTEL_*",
+                  "NCCL_*PLUGIN*", "NCCL_CONF_FILE", "NVSHMEM_*", "UCX_*", "OMPI_*", "PMIX_*", "OMP_TOOL*", "BNB_*",
+                  "TRITON_*", "TORCHINDUCTOR_*", "TORCH_COMPILE*", "TORCH_EXTENSION*", "TORCH_FORCE_*",
+                  "TORCH_PYTHON_NATIVE_*", "PYTORCH_NVCC", "PYTORCH_KERNEL_CACHE_PATH", "CC", "CXX", "CUDACXX",
+                  "CUDA_HOME", "CUDA_PATH", "ROCM_*", "COMPILER_PATH", "GCC_EXEC_PREFIX", "LIBRARY_PATH",
+                  "ARROW_LIBHDFS_DIR", "HADOOP_HOME", "JAVA_HOME", "HF_MODULES_CACHE", "USE_HUB_KERNELS",
+                  "NVIDIA_*", "AMD_VISIBLE_DEVICES", "HABANA_VISIBLE_DEVICES")  # fmt: skip
+"""By which the image's libraries load code from where they are told, a volume of the job's own among them (providers,
+profilers, plugins, compilers, caches of compiled code, pickles); and by which container runtimes hand out devices. A
+list of what is allowed would be surer, but `env` is there for variables that nobody here can foresee."""
 OWN_LABELS = (labels.MANAGED_BY_LABEL, labels.KUEUE_QUEUE_LABEL, "job-name", "controller-uid")
 OWN_LABEL_PREFIXES = (f"{labels.GROUP}/", "batch.kubernetes.io/")
 
@@ -531,17 +539,23 @@ class PodTemplate(StageTemplate):
     """Per stage, what differs there."""
 
 
-def _ways_out(stage: str) -> Rule:
-    """Of a job's spec: its pods take the platform's way out."""
+_PLATFORM_VARIABLE = "|".join(one.replace("*", ".*") for one in (*WAY_OUT_VARIABLES, *CODE_VARIABLES))
+_PLATFORM_MESSAGE = (
+    f"variables that choose the way out of the cluster ({', '.join(WAY_OUT_VARIABLES)}, in any case) or what code and "
+    f"devices there are ({', '.join(CODE_VARIABLES)}) are the platform's to set (trainer.proxy, trainer.hfEndpoint or "
+    "trainer.podTemplate of the chart): leave them out"
+)
+
+
+def _left_to_the_platform(stage: str) -> Rule:
+    """Of a job's spec: its pods take the platform's way out, and run the image's code."""
     place = f"podTemplate.stages.{stage}" if stage else "podTemplate"
     guards = ["self.podTemplate", *(["self.podTemplate.stages", f"self.{place}"] if stage else []), f"self.{place}.env"]
     absent = " || ".join(f"!has({guard})" for guard in guards)
-    listed = ", ".join(f"'{name}'" for name in PLATFORM_VARIABLES)
     return Rule(
-        f"{absent} || !self.{place}.env.exists(one, one.name in [{listed}])",
-        f"{place}.env: {', '.join(PLATFORM_VARIABLES)} are the platform's to set (trainer.proxy, trainer.hfEndpoint or "
-        "trainer.podTemplate of the chart): leave them out",
+        f"{absent} || !self.{place}.env.exists(one, one.name.matches('(?i)^({_PLATFORM_VARIABLE})$'))",
+        f"{place}.env: {_PLATFORM_MESSAGE}",
     )
 
 
-WAYS_OUT = tuple(_ways_out(stage) for stage in ("", *Stages.model_fields))
+LEFT_TO_THE_PLATFORM = tuple(_left_to_the_platform(stage) for stage in ("", *Stages.model_fields))

@@ -96,6 +96,39 @@ def test_what_every_object_needs_is_checked_too(old: str, new: str, message: str
     assert any(str(problem).startswith(message) for problem in check(changed(old, new)))
 
 
+def problems_of_env(name: str) -> list[str]:
+    """What is said of a job that sets this variable."""
+    return [problem.message for problem in check(only(f"{JOB}  podTemplate: {{env: [{{name: {name}, value: x}}]}}\n"))]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Https_Proxy", "No_Proxy", "ALL_PROXY", "ftp_proxy", "HUGGINGFACE_CO_STAGING", "HF_ENDPOINT"),
+        *("HF_XET_DATA_DEFAULT_CAS_ENDPOINT", "HF_XET_CLIENT_UNIX_SOCKET_PATH"),
+        *("OPENSSL_CONF", "OPENSSL_MODULES", "INTEL_LIBITTNOTIFY64", "CUDA_INJECTION64_PATH", "NVTX_INJECTION64_PATH"),
+        *("NCCL_NET_PLUGIN", "NCCL_CONF_FILE", "BNB_CUDA_VERSION", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"),
+        *("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "CC", "HF_MODULES_CACHE", "NVIDIA_IMEX_CHANNELS", "GLIBC_TUNABLES"),
+    ],
+)
+def test_ways_out_and_code_are_no_variables_of_a_job(name: str) -> None:
+    """In whatever case: OpenSSL loads what its file names, and Python reads `No_Proxy` as `no_proxy`."""
+    (said,) = problems_of_env(name)
+    assert "podTemplate.env: variables that choose the way out of the cluster" in said
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("NCCL_DEBUG", "PYTORCH_CUDA_ALLOC_CONF", "CUDA_VISIBLE_DEVICES", "SSL_CERT_FILE", "TORCH_LOGS", "TEAM"),
+        *("TOKENIZERS_PARALLELISM", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_XET_HIGH_PERFORMANCE", "PROXY_USER", "ACCOUNT"),
+    ],
+)
+def test_other_variables_are_a_jobs_own(name: str) -> None:
+    """Tuning, logs, and what nobody here can foresee."""
+    assert problems_of_env(name) == []
+
+
 def test_a_wrong_label_has_its_own_line() -> None:
     """The API server names the field; the line is that of the entry, or of the owner that lacks something."""
     text = "name: bot\n  labels:\n    a: b\n    c: d e\n  ownerReferences:\n  - {kind: Pod, name: p, uid: u}"
