@@ -161,7 +161,11 @@ def _value(wire: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
     if "items" in wire:
         schema["items"] = _value(wire["items"], definitions)
     for pattern, below in wire.get("patternProperties", {}).items():
-        rule = Rule(f"self.all(key, key.matches('{pattern}'))", f"each key should match '{pattern}'")
+        longest = wire["propertyNames"]["maxLength"]
+        rule = Rule(
+            f"self.all(key, key.size() <= {longest} && key.matches(r'{pattern}'))",
+            f"each key should match '{pattern}' and have at most {longest} characters",
+        )
         schema |= {"additionalProperties": _value(below, definitions), "x-kubernetes-validations": [_validation(rule)]}
     if isinstance(wire.get("additionalProperties"), dict):
         schema["additionalProperties"] = _value(wire["additionalProperties"], definitions)

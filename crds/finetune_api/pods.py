@@ -12,7 +12,7 @@ from pydantic import Field
 from pydantic.alias_generators import to_snake
 
 from finetune_api import labels
-from finetune_api.schema import DnsLabel, DnsName, KeyName, Model, Quantity, Rule, exactly_one_of
+from finetune_api.schema import DnsLabel, DnsName, KeyName, Model, QualifiedName, Quantity, Rule, exactly_one_of
 
 MOUNTABLE = "/mnt"
 """The one folder below which volumes of one's own may be mounted: nothing of the image or of the trainer is there."""
@@ -37,6 +37,13 @@ profilers, plugins, compilers, caches of compiled code, pickles); and by which c
 list of what is allowed would be surer, but `env` is there for variables that nobody here can foresee."""
 OWN_LABELS = (labels.MANAGED_BY_LABEL, labels.KUEUE_QUEUE_LABEL, "job-name", "controller-uid")
 OWN_LABEL_PREFIXES = (f"{labels.GROUP}/", "batch.kubernetes.io/")
+OWN_ANNOTATIONS = ("kubernetes.io/config.mirror", "controller.kubernetes.io/pod-deletion-cost")
+OWN_ANNOTATION_PREFIXES = (
+    f"{labels.GROUP}/",
+    *(f"{kind}.kubernetes.io/" for kind in ("container.apparmor.security.beta", "container.seccomp.security.alpha")),
+    "seccomp.security.alpha.kubernetes.io/",
+)
+"""Ours, and those that are more than a note: the API server checks them as it does fields of a pod."""
 
 
 def _own(names: tuple[str, ...], prefixes: tuple[str, ...]) -> tuple[str, Callable[[str], bool]]:
@@ -48,14 +55,17 @@ def _own(names: tuple[str, ...], prefixes: tuple[str, ...]) -> tuple[str, Callab
 
 
 _LABEL, is_own_label = _own(OWN_LABELS, OWN_LABEL_PREFIXES)
-_ANNOTATION, _is_own_annotation = _own((), (f"{labels.GROUP}/",))
+_ANNOTATION, _is_own_annotation = _own(OWN_ANNOTATIONS, OWN_ANNOTATION_PREFIXES)
 _VARIABLE, _is_own_variable = _own(OWN_VARIABLES, OWN_VARIABLE_PREFIXES)
 _VOLUME, _is_own_volume = _own(OWN_VOLUMES, (OWN_VOLUME_PREFIX,))
 _LABEL_MESSAGE = (
     f"labels {', '.join([*OWN_LABELS, *(f'{one}*' for one in OWN_LABEL_PREFIXES)])} are set by the operator, the Job "
     "controller or Kueue: leave them out (a queue is named in scheduling.queue)"
 )
-_ANNOTATION_MESSAGE = f"annotations {labels.GROUP}/* are the operator's: leave them out"
+_ANNOTATION_MESSAGE = (
+    f"annotations {', '.join([*OWN_ANNOTATIONS, *(f'{one}*' for one in OWN_ANNOTATION_PREFIXES)])} are the operator's "
+    "or the cluster's: leave them out"
+)
 _VARIABLE_MESSAGE = (
     f"{', '.join([*OWN_VARIABLES, *(f'{one}*' for one in OWN_VARIABLE_PREFIXES)])} are set by the operator or choose "
     "the code that runs: leave them out"
@@ -63,11 +73,9 @@ _VARIABLE_MESSAGE = (
 _VOLUME_MESSAGE = f"{', '.join(OWN_VOLUMES)} and {OWN_VOLUME_PREFIX}* are the operator's volumes: choose another name"
 
 
-QUALIFIED = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
-LabelKey = Annotated[str, Field(pattern=QUALIFIED, max_length=316)]
-LabelValue = Annotated[str, Field(max_length=63)]
-Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=32)]
-NodeLabels = Annotated[dict[Annotated[str, Field(max_length=316)], LabelValue], Field(max_length=16)]
+LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)]
+Labels = Annotated[dict[QualifiedName, LabelValue], Field(max_length=32)]
+NodeLabels = Annotated[dict[QualifiedName, LabelValue], Field(max_length=16)]
 Text = Annotated[str, Field(min_length=1, max_length=253)]
 RelativePath = Annotated[
     str, Field(pattern=r"^[-A-Za-z0-9_]([-.A-Za-z0-9_]*)(/[-A-Za-z0-9_][-.A-Za-z0-9_]*)*$", max_length=512)
@@ -93,7 +101,9 @@ class PodMetadata(Model):
 
     labels: Labels | None = None
     """As in a pod."""
-    annotations: Annotated[dict[LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] | None = None
+    annotations: Annotated[dict[QualifiedName, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] | None = (
+        None
+    )
     """As in a pod."""
 
 
@@ -233,15 +243,57 @@ class Mount(Model):
     """True: it cannot be written."""
 
 
+def _values_fit(requirement: Any) -> bool:
+    count = len(requirement.values or [])
+    if requirement.operator in ("In", "NotIn"):
+        return count > 0
+    return count == (requirement.operator in ("Gt", "Lt"))
+
+
+VALUES_FIT = Rule(
+    "self.operator in ['In', 'NotIn'] ? has(self.values) && self.values.size() > 0 : "
+    "(has(self.values) ? self.values.size() : 0) == (self.operator in ['Gt', 'Lt'] ? 1 : 0)",
+    "values: In and NotIn need some, Gt and Lt one, Exists and DoesNotExist none",
+    holds=_values_fit,
+)
+LabelValues = Annotated[list[LabelValue], Field(max_length=32)]
+
+
 class SelectorRequirement(Model):
     """As in a pod."""
 
-    key: Text
+    rules: ClassVar = (VALUES_FIT,)
+
+    key: QualifiedName
+    """Label that is compared."""
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    """How."""
+    values: LabelValues | None = None
+    """With what."""
+
+
+class NodeRequirement(Model):
+    """As in a pod."""
+
+    rules: ClassVar = (VALUES_FIT,)
+
+    key: QualifiedName
     """Label that is compared."""
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
-    """How; Gt and Lt for nodes only."""
-    values: Annotated[list[LabelValue], Field(max_length=32)] | None = None
+    """How."""
+    values: LabelValues | None = None
     """With what."""
+
+
+class FieldRequirement(Model):
+    """As in a pod."""
+
+    key: Literal["metadata.name"]
+    """The one field that Kubernetes compares."""
+    operator: Literal["In", "NotIn"]
+    """How."""
+    values: Annotated[list[DnsName], Field(min_length=1, max_length=1)]
+    """With which name."""
 
 
 class LabelSelector(Model):
@@ -256,9 +308,9 @@ class LabelSelector(Model):
 class NodeTerm(Model):
     """Which nodes; all of it has to hold."""
 
-    match_expressions: Annotated[list[SelectorRequirement], Field(max_length=16)] | None = None
+    match_expressions: Annotated[list[NodeRequirement], Field(max_length=16)] | None = None
     """By labels."""
-    match_fields: Annotated[list[SelectorRequirement], Field(max_length=16)] | None = None
+    match_fields: Annotated[list[FieldRequirement], Field(max_length=16)] | None = None
     """By fields."""
 
 
@@ -292,10 +344,41 @@ class NodeAffinity(Model):
     """As in a pod."""
 
 
+def _keys_beside_selector(term: Any) -> bool:
+    keys = {*(term.match_label_keys or []), *(getattr(term, "mismatch_label_keys", None) or [])}
+    selector = term.label_selector
+    selected = (
+        {*(selector.match_labels or {}), *(one.key for one in selector.match_expressions or [])} if selector else ()
+    )
+    return not keys or (selector is not None and keys.isdisjoint(selected))
+
+
+def _beside_selector(*fields: str) -> Rule:
+    """Keys whose values are taken from the pod itself are told beside a selector, and not in it too."""
+    given = " + ".join(f"(has(self.{field}) ? self.{field} : [])" for field in fields)
+    selector = "self.labelSelector"
+    return Rule(
+        f"({given}).all(key, has({selector}) && !(has({selector}.matchLabels) && key in {selector}.matchLabels) && "
+        f"!(has({selector}.matchExpressions) && {selector}.matchExpressions.exists(one, one.key == key)))",
+        f"{' and '.join(fields)}: each key stands beside a labelSelector, and not in it",
+        holds=_keys_beside_selector,
+    )
+
+
 class PodTerm(Model):
     """Which pods, and how near."""
 
-    topology_key: Text
+    rules: ClassVar = (
+        _beside_selector("matchLabelKeys", "mismatchLabelKeys"),
+        Rule(
+            "!has(self.matchLabelKeys) || !has(self.mismatchLabelKeys) || "
+            "!self.matchLabelKeys.exists(key, key in self.mismatchLabelKeys)",
+            "a key stands in matchLabelKeys or in mismatchLabelKeys, not in both",
+            holds=lambda it: set(it.match_label_keys or []).isdisjoint(it.mismatch_label_keys or []),
+        ),
+    )
+
+    topology_key: QualifiedName
     """Node label whose equal values are near."""
     label_selector: LabelSelector | None = None
     """Which pods."""
@@ -303,9 +386,9 @@ class PodTerm(Model):
     """In which namespaces. Default: the job's own."""
     namespace_selector: LabelSelector | None = None
     """Or in namespaces with these labels."""
-    match_label_keys: Annotated[list[Text], Field(max_length=8)] | None = None
+    match_label_keys: Annotated[list[QualifiedName], Field(max_length=8)] | None = None
     """As in a pod."""
-    mismatch_label_keys: Annotated[list[Text], Field(max_length=8)] | None = None
+    mismatch_label_keys: Annotated[list[QualifiedName], Field(max_length=8)] | None = None
     """As in a pod."""
 
 
@@ -343,7 +426,20 @@ class Affinity(Model):
 class Toleration(Model):
     """As in a pod."""
 
-    key: Annotated[str, Field(max_length=316)] | None = None
+    rules: ClassVar = (
+        Rule(
+            "has(self.operator) && self.operator == 'Exists' ? !has(self.value) || self.value == '' : has(self.key)",
+            "a toleration with operator Exists has no value, and any other one has a key",
+            holds=lambda it: not it.value if it.operator == "Exists" else it.key is not None,
+        ),
+        Rule(
+            "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            "tolerationSeconds belongs to effect NoExecute",
+            holds=lambda it: it.toleration_seconds is None or it.effect == "NoExecute",
+        ),
+    )
+
+    key: QualifiedName | None = None
     """Taint key; absent with operator Exists tolerates every taint."""
     operator: Literal["Exists", "Equal"] = "Equal"
     """How value is compared. Default: Equal."""
@@ -358,21 +454,30 @@ class Toleration(Model):
 class Spread(Model):
     """As in a pod."""
 
-    max_skew: Annotated[int, Field(ge=1)]
+    rules: ClassVar = (
+        _beside_selector("matchLabelKeys"),
+        Rule(
+            "!has(self.minDomains) || self.whenUnsatisfiable == 'DoNotSchedule'",
+            "minDomains belongs to whenUnsatisfiable DoNotSchedule",
+            holds=lambda it: it.min_domains is None or it.when_unsatisfiable == "DoNotSchedule",
+        ),
+    )
+
+    max_skew: Annotated[int, Field(ge=1, le=2_147_483_647)]
     """As in a pod."""
-    topology_key: Text
+    topology_key: QualifiedName
     """Node label whose values are counted over."""
     when_unsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"]
     """As in a pod."""
     label_selector: LabelSelector | None = None
     """Which pods are counted."""
-    min_domains: Annotated[int, Field(ge=1)] | None = None
+    min_domains: Annotated[int, Field(ge=1, le=2_147_483_647)] | None = None
     """As in a pod."""
     node_affinity_policy: Literal["Honor", "Ignore"] | None = None
     """As in a pod."""
     node_taints_policy: Literal["Honor", "Ignore"] | None = None
     """As in a pod."""
-    match_label_keys: Annotated[list[Text], Field(max_length=8)] | None = None
+    match_label_keys: Annotated[list[QualifiedName], Field(max_length=8)] | None = None
     """As in a pod."""
 
 
@@ -436,7 +541,7 @@ class EphemeralStorage(Model):
     """Disk of the node that a pod may use. A pod that exceeds its limit is evicted, by its own fault."""
 
     request: Quantity | None = None
-    """What the scheduler counts. Default: the limit, if there is one."""
+    """What the scheduler counts. Default: the limit, if there is one; never more than that."""
     limit: Quantity | None = None
     """The most: of `/tmp`, of volumes of one's own on the node, and of the log together."""
 

@@ -118,8 +118,14 @@ def or_auto(least: int, most: int) -> WithJsonSchema:
     )
 
 
-DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
-DnsName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_DOMAIN = rf"{_LABEL}(\.{_LABEL})*"
+_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+DnsLabel = Annotated[str, Field(pattern=rf"^{_LABEL}$", max_length=63)]
+DnsName = Annotated[str, Field(pattern=rf"^{_DOMAIN}$", max_length=253)]
+QualifiedName = Annotated[str, Field(pattern=rf"^({_DOMAIN}/)?{_NAME}$", max_length=253)]
+"""Key of a label, an annotation or a taint."""
+ExtendedResource = Annotated[str, Field(pattern=rf"^{_DOMAIN}/{_NAME}$", max_length=128)]
 
 
 def model_of(annotation: Any) -> type[Model] | None:
@@ -130,5 +136,5 @@ def model_of(annotation: Any) -> type[Model] | None:
     return found[0] if found else None
 
 
-KeyName = Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
+KeyName = Annotated[str, Field(pattern=r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$", max_length=253)]
 """Of a Secret or a ConfigMap."""

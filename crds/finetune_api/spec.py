@@ -16,6 +16,7 @@ from finetune_api.pods import LEFT_TO_THE_PLATFORM, NodeLabels, PodTemplate, Tol
 from finetune_api.schema import (
     DnsLabel,
     DnsName,
+    ExtendedResource,
     Model,
     Quantity,
     Rule,
@@ -306,7 +307,7 @@ class Resources(Model):
 
     gpus: Annotated[int, Field(ge=0, le=1)] = 1
     """GPUs of the training pod; 0 trains on CPU. One process trains, so more than one would stand idle."""
-    gpu_resource: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", max_length=128)] = "nvidia.com/gpu"
+    gpu_resource: ExtendedResource = "nvidia.com/gpu"
     """Name of the extended resource that counts GPUs."""
     gpu_memory: Quantity | None = None
     """What the GPU has, such as `24Gi`. `prepare` then chooses the largest microBatchSize that fits, and refuses a job

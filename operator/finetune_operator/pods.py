@@ -160,6 +160,8 @@ def _resources(spec: FineTuneJobSpec, stage: StageName, disk: Object) -> Object:
     wanted = {"cpu": spec.resources.cpu, "memory": spec.resources.memory}
     if stage == "train" and spec.resources.gpus:
         wanted[spec.resources.gpu_resource] = str(spec.resources.gpus)
+    if {"request", "limit"} <= disk.keys():  # said at different levels, they may contradict each other
+        disk = disk | {"request": min(disk["request"], disk["limit"], key=bytes_of)}
     bounds = {"requests": "request", "limits": "limit"}
     return {kind: wanted | ({DISK: disk[field]} if field in disk else {}) for kind, field in bounds.items()}
 

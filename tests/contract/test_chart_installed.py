@@ -272,7 +272,7 @@ def test_the_largest_job_is_within_the_budget_of_the_check(installed: ControlPla
     largest = {
         "dataset": {"train": sources, "validation": {"sources": sources}, "test": {"sources": sources}},
         "method": {"lora": {"startFrom": {"adapters": sources[:16]}}},
-        "podTemplate": shape | {"stages": {stage: shape for stage in ("prepare", "train", "publish")}},
+        "podTemplate": shape | {"stages": dict.fromkeys(("prepare", "train", "publish"), shape)},
     }
 
     assert answer(installed, NAMES_NOTHING | largest) == ""

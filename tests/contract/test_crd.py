@@ -13,7 +13,11 @@ from cluster.paths import ClusterError
 from finetune_api.crd import job_schema
 from finetune_api.job import FineTuneJob
 from finetune_api.pods import IDS
-from finetune_api.spec import FROZEN
+from finetune_api.spec import FROZEN, FineTuneJobSpec
+from finetune_api.status import PinnedRun, StageStatus
+from finetune_operator.objects import stage_job
+from integration.kubelet import JOBS, Api
+from unit.observed import METADATA, SETTINGS
 
 pytestmark = pytest.mark.integration
 
@@ -192,3 +196,142 @@ def test_the_list_shows_the_columns_that_people_look_for(control_plane: ControlP
     head = control_plane.kubectl("get", "ftj", "-o", "wide").splitlines()[0].split()
 
     assert head == ["NAME", "PHASE", "REASON", "PROGRESS", "LOSS", "ETA", "ARTIFACT", "AGE"]
+
+
+SELECTOR = {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "c", "operator": "In", "values": ["d"]}]}
+NODE_TERM = {
+    "matchExpressions": [{"key": "a", "operator": "Gt", "values": ["1"]}],
+    "matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node"]}],
+}
+POD_TERM = {
+    "topologyKey": "zone",
+    "labelSelector": SELECTOR,
+    "namespaces": ["a"],
+    "namespaceSelector": {},
+    "matchLabelKeys": ["e"],
+    "mismatchLabelKeys": ["f"],
+}
+NEAR = {"topologyKey": "zone"}
+SPREAD = {
+    "maxSkew": 1,
+    "topologyKey": "zone",
+    "whenUnsatisfiable": "DoNotSchedule",
+    "labelSelector": {"matchLabels": {"a": "b"}},
+    "minDomains": 1,
+    "nodeAffinityPolicy": "Honor",
+    "nodeTaintsPolicy": "Honor",
+    "matchLabelKeys": ["e"],
+}
+TOLERATION = {"key": "a", "operator": "Equal", "value": "b", "effect": "NoExecute", "tolerationSeconds": 5}
+IDS_OF_PODS = {
+    "runAsUser": 1,
+    "runAsGroup": 1,
+    "fsGroup": 1,
+    "fsGroupChangePolicy": "Always",
+    "supplementalGroups": [1],
+}
+SELINUX = {"user": "a", "role": "a", "type": "a", "level": "a"}
+KEY = {"name": "a", "key": "b", "optional": True}
+FILES = {"items": [{"key": "a", "path": "b"}], "optional": True}
+REQUIRED, PREFERRED = (f"{how}DuringSchedulingIgnoredDuringExecution" for how in ("required", "preferred"))
+POD_FIELDS: list[dict[str, Any]] = [
+    {"scheduling": {"queue": "a", "priorityClassName": "a", "nodeSelector": {"a": "b"}, "tolerations": []}},
+    {"podTemplate": {"metadata": {"labels": {"a": "b"}, "annotations": {"a": "b"}}}},
+    {
+        "podTemplate": {
+            "serviceAccountName": "a",
+            "imagePullSecrets": [{"name": "a"}],
+            "terminationGracePeriodSeconds": 1,
+        }
+    },
+    {"podTemplate": {"runtimeClassName": "a", "schedulerName": "a", "nodeSelector": {"a": "b"}}},
+    {"podTemplate": {"affinity": {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [NODE_TERM]}}}}},
+    {"podTemplate": {"affinity": {"nodeAffinity": {PREFERRED: [{"weight": 1, "preference": {}}]}}}},
+    {"podTemplate": {"affinity": {"podAffinity": {REQUIRED: [POD_TERM]}}}},
+    {"podTemplate": {"affinity": {"podAntiAffinity": {PREFERRED: [{"weight": 1, "podAffinityTerm": NEAR}]}}}},
+    {"podTemplate": {"topologySpreadConstraints": [SPREAD]}},
+    {"podTemplate": {"tolerations": [TOLERATION]}},
+    {"podTemplate": {"securityContext": {**IDS_OF_PODS, "seLinuxOptions": SELINUX}}},
+    {"podTemplate": {"securityContext": {"unset": ["fsGroup"], "supplementalGroupsPolicy": "Merge"}}},
+    {"podTemplate": {"env": [{"name": "A", "value": "a"}, {"name": "B", "valueFrom": {"secretKeyRef": KEY}}]}},
+    {"podTemplate": {"env": [{"name": "C", "valueFrom": {"configMapKeyRef": KEY}}]}},
+    {"podTemplate": {"ephemeralStorage": {"request": "1Gi", "limit": "2Gi"}}},
+    *(
+        {"podTemplate": {"volumes": [{"name": "a", **volume}], "volumeMounts": [{"name": "a", "mountPath": "/mnt/a"}]}}
+        for volume in (
+            {"configMap": {"name": "a", **FILES}},
+            {"secret": {"secretName": "a", **FILES}},
+            {"persistentVolumeClaim": {"claimName": "a", "readOnly": True}},
+            {"emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
+        )
+    ),
+    {
+        "podTemplate": {
+            "volumes": [{"name": "a", "emptyDir": {}}],
+            "volumeMounts": [{"name": "a", "mountPath": "/mnt/a", "subPath": "a", "readOnly": True}],
+        }
+    },
+]
+"""Each field that a pod is made from, in groups of what belongs together; `stages` has the same."""
+WORDS = (
+    *("", ".", "..", "..a", "a..b", "-a", "a-", "a.", "A", "a b", "a/b", "/a", "a/", "a/b/c", "A/b", "a..b/c", "-/a"),
+    *("a" * 63, "a" * 64, "a" * 254, f"{'a' * 260}/b", "1", "0", "100P", "1.5m", "c", "e", "f"),
+    *("container.apparmor.security.beta.kubernetes.io/trainer", "controller.kubernetes.io/pod-deletion-cost"),
+)
+NUMBERS = (-1, 0, 100, 101, 2**31 - 1, 2**31, 2**63 - 1)
+
+
+def variants(value: Any, schema: dict[str, Any]) -> Iterator[Any]:
+    """`value` with one thing at a time left out, emptied, renamed, or in a word that may be taken or not."""
+    if isinstance(value, dict):
+        for key, below in value.items():
+            rest = {name: one for name, one in value.items() if name != key}
+            yield rest
+            if "additionalProperties" in schema:
+                yield from ({**rest, word: below} for word in WORDS)
+            inner = schema.get("properties", {}).get(key) or schema["additionalProperties"]
+            yield from ({**rest, key: other} for other in variants(below, inner))
+    elif isinstance(value, list):
+        yield []
+        for number, item in enumerate(value):
+            others = variants(item, schema["items"])
+            yield from ([*value[:number], other, *value[number + 1 :]] for other in others)
+    elif isinstance(value, str):
+        yield from (*WORDS, *schema.get("enum", ()))
+    elif not isinstance(value, bool):
+        yield from NUMBERS
+
+
+SPEC_SCHEMA = job_schema()["properties"]["spec"]
+
+
+def test_every_field_of_a_pod_is_tried() -> None:
+    """A new field needs a value above."""
+
+    def listed(schema: dict[str, Any]) -> Iterator[str]:
+        for name, below in schema.get("items", schema).get("properties", {}).items():
+            yield from [] if name == "stages" else [name, *listed(below)]
+
+    schemas = [SPEC_SCHEMA["properties"][stanza] for stanza in ("scheduling", "podTemplate")]
+    text = json.dumps(POD_FIELDS)
+    assert [name for schema in schemas for name in listed(schema) if f'"{name}": ' not in text] == []
+
+
+@pytest.mark.parametrize("group", POD_FIELDS, ids=lambda group: "+".join(*group.values()))
+def test_what_the_definition_takes_makes_a_pod_that_the_api_server_takes(
+    control_plane: ControlPlane, group: dict[str, Any]
+) -> None:
+    """What would be refused as a Job is refused at `kubectl apply`, not when a run is under way."""
+    api, taken = Api(control_plane), []
+    for said in (group, *variants(group, SPEC_SCHEMA)):
+        job = {**MINIMAL, "metadata": {"name": "tried"}, "spec": {**MINIMAL["spec"], **said}}
+        status, _ = api.request("POST", f"{JOBS.format('default')}?dryRun=All", job)
+        taken += [said] if status == 201 else []
+
+    assert taken[0] == group
+    for said in taken:
+        wanted = FineTuneJobSpec.model_validate({**MINIMAL["spec"], **said})
+        made = stage_job(METADATA, wanted, "train", StageStatus(name="train"), PinnedRun(image="trainer"), SETTINGS)
+        made["metadata"]["namespace"] = "default"
+        status, answer = api.request("POST", "/apis/batch/v1/namespaces/default/jobs?dryRun=All", made)
+        assert status == 201, (said, answer.get("message"))

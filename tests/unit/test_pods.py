@@ -122,6 +122,14 @@ def test_what_a_pod_writes_to_its_node_has_a_limit() -> None:
     assert (resources["requests"][pods.DISK], resources["limits"][pods.DISK]) == ("1Gi", "9Gi")
 
 
+def test_a_request_of_disk_is_never_above_its_limit() -> None:
+    """Whoever said which: a pod that asks for more than it may have is refused."""
+    job, platform = {"ephemeralStorage": {"limit": "1Gi"}}, {"ephemeralStorage": {"request": "2000Mi"}}
+    for made in (pod(spec(podTemplate=job), "train", platform), pod(spec(podTemplate=platform), "train", job)):
+        resources = container(made)["resources"]
+        assert (resources["requests"][pods.DISK], resources["limits"][pods.DISK]) == ("1Gi", "1Gi")
+
+
 def test_the_more_specific_one_is_heard() -> None:
     """Of one value: operator, platform, platform's stage, job, job's stage, each outweighs those before it."""
     levels = [None, 10, 20, 40, 50]
