@@ -426,8 +426,8 @@ class FineTuneJobSpec(Model):
     @property
     def named_jobs(self) -> list[str]:
         """Names of the FineTuneJobs whose artifacts this one needs, each once."""
-        places = (uris.parse(adapter.uri) for adapter in self.method.options.adapters)
-        return list(dict.fromkeys(place.name for place in places if place.scheme == "job"))
+        found = (adapter.uri for adapter in self.method.options.adapters)
+        return list(dict.fromkeys(uri.removeprefix("job://") for uri in found if uri.startswith("job://")))
 
     def with_artifacts(self, artifacts: Mapping[str, str]) -> "FineTuneJobSpec":
         """The same spec with each `job://name` replaced by the URI that `artifacts` has for the name."""
