@@ -145,7 +145,7 @@ NEXT_STEP: dict[Reason, str] = {
     Reason.IMAGE_PULL_FAILED: "Check the name of that image and its pull secret.",
     Reason.VOLUME_NOT_READY: "Create the PersistentVolumeClaim that the message names, or mend its storage.",
     Reason.SECRET_NOT_FOUND: "Create the Secret that auth or podTemplate names, with that key, in the job's namespace.",
-    Reason.CONFIG_MAP_NOT_FOUND: "Create the ConfigMap that the URI or podTemplate names, with that key, beside the job.",
+    Reason.CONFIG_MAP_NOT_FOUND: "Create the ConfigMap that the URI or podTemplate names, with that key.",
     Reason.NO_REPORTS: "The trainer does not answer: look at `finetune logs`.",
     Reason.STALLED: "The step count stands still: look at `finetune logs`; raising spec.restarts starts a new attempt.",
     Reason.RETRYING: "Nothing to do: the stage is tried again.",

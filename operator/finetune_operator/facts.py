@@ -184,6 +184,12 @@ class NamedJob:
     waits_for: tuple[str, ...] = ()
     """The jobs that it names itself, until its run is frozen."""
 
+    @property
+    def adapter(self) -> Artifact | None:
+        """What it has published, if that is what another job may start from."""
+        found = self.artifact if self.is_complete else None
+        return found if found is not None and found.kind == "adapter" and found.uri else None
+
 
 @dataclass(frozen=True)
 class RunFile:

@@ -54,6 +54,7 @@ from finetune_operator.status import (
     settled_progress,
     summarise,
     unreadable,
+    with_kstatus,
     with_next_step,
 )
 
@@ -216,10 +217,10 @@ def _with_fate(seen: Situation, verdict: Verdict) -> Verdict:
 
 def _after_the_end(observed: Observed, now: datetime) -> Plan:
     """Nothing but to delete the job in time, if that is asked for, and to say that an edit was seen."""
-    status: api.FineTuneJobStatus | None = None
+    status = with_kstatus(observed.status)
     fate: WorkspaceFate | None = None
     if is_edited_after_its_end(observed.metadata, observed.status):
-        status = _with_edit(observed)
+        status = _with_edit(replace(observed, status=status or observed.status))
         claim, success = observed.workspace, is_true(observed.status, ConditionType.COMPLETE)
         is_given_up = observed.spec is not None and observed.spec.resources.workspace.is_deleted_after(success)
         fate = "delete" if claim is not None and is_given_up else None
@@ -392,7 +393,7 @@ def _hopeless(observed: Observed, name: str) -> Verdict | None:
         return None
     if job.failure:
         return _failed(Reason.DEPENDENCY_FAILED, f"the FineTuneJob {name} failed: {job.failure}")
-    if job.artifact is None or job.artifact.kind != "adapter" or not job.artifact.uri:
+    if job.adapter is None:
         what = f"a {job.artifact.kind}" if job.artifact and job.artifact.kind else "nothing"
         return _failed(Reason.BAD_SPEC, f"job://{name}: that job published {what}, where an adapter is needed")
     return None

@@ -219,8 +219,8 @@ def dependencies(observed: Observed) -> list[api.Dependency]:
     pinned = {one.name: one for one in observed.status.dependencies if re.match(uris.OUTPUT_PATTERN, one.uri)}
     for name in observed.spec.named_jobs if observed.spec else ():
         job = observed.named_jobs.get(name)
-        if name not in pinned and job is not None and job.is_complete and job.artifact and job.artifact.uri:
-            pinned[name] = api.Dependency(name=name, uri=job.artifact.uri, digest=job.artifact.digest)
+        if name not in pinned and job is not None and job.adapter is not None:
+            pinned[name] = api.Dependency(name=name, uri=job.adapter.uri, digest=job.adapter.digest)
     return list(pinned.values())
 
 
@@ -267,6 +267,18 @@ def _for_kstatus(verdict: Verdict) -> dict[ConditionType, Words]:
     elif not is_done and verdict.reason is not Reason.SUSPENDED:
         said[ConditionType.RECONCILING] = (True, *words)
     return said
+
+
+def with_kstatus(ended: api.FineTuneJobStatus) -> api.FineTuneJobStatus | None:
+    """The status of a job that an older operator ended, with the conditions of kstatus; None: it has them."""
+    if condition(ended, ConditionType.READY).reason:
+        return None
+    is_done = is_true(ended, ConditionType.COMPLETE)
+    end = condition(ended, ConditionType.COMPLETE if is_done else ConditionType.FAILED)
+    added = [end.model_copy(update={"type": ConditionType.READY, "status": "True" if is_done else "False"})]
+    if not is_done:
+        added.append(end.model_copy(update={"type": ConditionType.STALLED}))
+    return ended.model_copy(update={"conditions": [*ended.conditions, *added], "progress": None})
 
 
 def _condition(

@@ -36,7 +36,7 @@ from finetune_operator.facts import (
     timestamp,
 )
 from finetune_operator.plan import Plan, plan
-from finetune_operator.status import brought_back, is_finished, present_stage
+from finetune_operator.status import KSTATUS, brought_back, is_finished, present_stage
 from unit.observed import METADATA, NOW, SETTINGS, UID, at, ended, observed, pod, running, spec, stage_job
 
 ARTIFACT = json.dumps({"stage": "publish", "artifact": {"uri": "pvc://models/support-bot", "digest": "sha256:abc"}})
@@ -202,6 +202,11 @@ def test_what_will_never_be_there_is_not_waited_for(jobs: list[NamedJob], why: R
     assert told in status.conditions[-1].message
 
 
+def test_only_an_adapter_is_pinned() -> None:
+    """A job that is brought back would start from whatever else the other one has published."""
+    assert after(with_jobs(NamedJob("second", True, artifact=MODEL))).dependencies == []
+
+
 def test_a_frozen_run_is_what_later_jobs_are_made_of() -> None:
     """Another operator image or default does not reach a run that has begun."""
     seen = observed(stage_job("prepare", is_complete=True), ended("prepare", 0))
@@ -307,6 +312,21 @@ def test_an_edit_of_a_finished_job_is_acknowledged() -> None:
     assert status is not None
     assert status.observed_generation == 5
     assert decide(replace(seen, status=status)) == Plan()
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_job_that_an_older_operator_ended_gets_the_conditions_of_kstatus(fails: bool) -> None:
+    """Once: Flux and Argo CD would wait for it for ever."""
+    jobs = [stage_job("prepare", is_complete=True), stage_job("train", is_complete=True)]
+    publish = [stage_job("publish", is_complete=True), ended("publish", 0, message=ARTIFACT)]
+    failed = [stage_job("publish", failure="BackoffLimitExceeded"), ended("publish", 65)]
+    new = after(observed(*jobs, *(failed if fails else publish)))
+    assert new.phase == (Phase.FAILED if fails else Phase.SUCCEEDED)
+    old = new.model_copy(update={"conditions": [one for one in new.conditions if one.type not in KSTATUS]})
+    seen = observed(status=old)
+    status = after(seen)
+    assert {(one.type, one.status) for one in status.conditions} == {(one.type, one.status) for one in new.conditions}
+    assert decide(replace(seen, status=status)).status is None
 
 
 def test_the_time_to_live_counts_from_the_end() -> None:
