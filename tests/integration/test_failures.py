@@ -161,11 +161,22 @@ def test_a_quota_that_is_full(
     assert "exceeded quota" in submit_alone().wait_reason("QuotaExceeded")["message"]
 
 
-def test_a_spec_that_kubernetes_refuses(submit: Submit) -> None:
-    """What our schema lets pass and the Job's does not is a bad spec, in the API server's words."""
-    job = submit(scheduling={"tolerations": [{"key": "not a key!", "operator": "Exists"}]})
-    assert "tolerations" in job.wait_reason("BadSpec", "Failed", SOON)["message"]
+def test_a_spec_that_kubernetes_refuses(api: Api, submit: Submit) -> None:
+    """What our schema lets pass and the Job's does not is a bad spec, in the API server's words. A run that had begun
+    keeps its checkpoints, also when the job is deleted, and goes on with the field corrected."""
+    job = submit(podTemplate={"metadata": annotations("a"), "stages": {"train": {"metadata": annotations("b")}}})
+    job.run_stage("prepare", **PREPARED)
+    assert "annotations: Too long" in job.wait_reason("BadSpec", "Failed", 20)["message"]
     assert job.condition("Accepted")["status"] == "False"
+    claim = f"/api/v1/namespaces/{job.namespace}/persistentvolumeclaims/{job.name}-{job.uid[:5]}-workspace"
+    assert "ownerReferences" not in (api.get(claim) or {})["metadata"]
+    job.edit(podTemplate=None, restarts=1)
+    job.new_pod("train")
+
+
+def annotations(prefix: str) -> dict[str, Any]:
+    """Half of what a pod may have, and a little more."""
+    return {"annotations": {f"{prefix}{number}": "x" * 4096 for number in range(32)}}
 
 
 def test_a_deadline_that_passes(submit: Submit) -> None:
