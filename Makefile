@@ -40,10 +40,8 @@ check: setup ## form: lint, types, layers, generated files, chart
 test: setup ## every test but the cluster ones, on a real API server
 	pytest -m "not e2e and not real and not matrix" --numprocesses 3 --dist loadfile
 
-test-numeric: setup ## what compares by a tolerance, on the oldest kernels and with other roundings
-	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE \
-		pytest -p other_roundings -m "numeric and not matrix" -k "not checkpointing" --numprocesses 2 --dist loadfile \
-		tests/unit/test_composition.py tests/smoke/test_own_layers.py tests/smoke/test_lora.py tests/smoke/test_prompts.py
+test-numeric: setup ## what compares by a tolerance, on the kernels of other processors and with other roundings
+	tests/numeric.sh
 
 matrix: setup ## every method with every objective on every model family, beyond the pairs that `make test` runs
 	pytest -m matrix --numprocesses 2 --dist loadscope tests/smoke/test_train_pairs.py

@@ -39,7 +39,8 @@ def control_plane() -> Iterator[ControlPlane]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What compares by a tolerance is `numeric`: `make test-numeric` runs it as other processors would."""
     for item in items:
-        if "assert_close" in getattr(getattr(item, "function", None), "__code__", EMPTY).co_names:
+        names = getattr(getattr(item, "function", None), "__code__", EMPTY).co_names
+        if "assert_close" in names or "bound" in names:
             item.add_marker(pytest.mark.numeric)
 
 
