@@ -7,7 +7,8 @@ It decides no field, bound or default: those stand in spec.py and status.py.
 import ast
 import inspect
 import sys
-import textwrap
+from copy import deepcopy
+from functools import cache
 from itertools import pairwise
 from typing import Any, get_args, get_origin
 
@@ -92,7 +93,7 @@ def job_schema(cluster: bool = True) -> dict[str, Any]:
 
 
 def _object(model: type[BaseModel], cluster: bool) -> dict[str, Any]:
-    wire = model.model_json_schema(by_alias=True, mode="validation")
+    wire = deepcopy(_wire(model))
     definitions, said = wire.get("$defs", {}), field_docstrings(model)
     properties = {}
     for name, field in model.model_fields.items():
@@ -108,6 +109,7 @@ def _object(model: type[BaseModel], cluster: bool) -> dict[str, Any]:
     return schema
 
 
+@cache
 def field_docstrings(model: type[BaseModel]) -> dict[str, str]:
     """What stands below each field of a model, those of its bases included.
 
@@ -115,12 +117,24 @@ def field_docstrings(model: type[BaseModel]) -> dict[str, str]:
     """
     said = {}
     for owner in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
-        for field, below in pairwise(getattr(body, "body", ())):
+        for field, below in pairwise(_classes(owner.__module__)[owner.__name__].body):
             match field, below:
                 case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
                     said[name] = inspect.cleandoc(text)
     return said
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """The classes of a module as they are written, by name."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+@cache
+def _wire(model: type[BaseModel]) -> dict[str, Any]:
+    """pydantic's schema of it: made once, as the same model stands in many places."""
+    return model.model_json_schema(by_alias=True, mode="validation")
 
 
 def _field(
