@@ -5,6 +5,8 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export DO_NOT_TRACK := 1
+# Without bytecode each of hundreds of processes would compile torch and transformers anew: 20 s of CPU each.
+unexport PYTHONDONTWRITEBYTECODE
 
 CRD := charts/finetune-operator/files/finetunejobs.yaml
 
