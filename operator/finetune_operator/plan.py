@@ -45,8 +45,9 @@ from finetune_operator.status import (
 from finetune_operator.verdicts import judge
 
 Object = dict[str, Any]
-UNMADE_SECONDS = 8
-"""After a creation: nobody tells when a Kubernetes Job cannot make its pod."""
+UNMADE_SECONDS = 20
+"""After a creation: nobody tells when a Kubernetes Job cannot make its pod. People are told within half a minute; any
+sooner, a burst of a thousand jobs would be looked at several times before it is over."""
 SOON_SECONDS = 0.05
 """After a deletion: what takes its place is made once it is seen to be gone."""
 UNSEEN_SECONDS = 2

@@ -158,7 +158,7 @@ def test_a_quota_that_is_full(
     api.create(path, quota)
     eventually(lambda: (api.get(f"{path}/none") or {}).get("status", {}).get("hard"), "the quota holds")
     start_operator()
-    assert "exceeded quota" in submit_alone().wait_reason("QuotaExceeded")["message"]
+    assert "exceeded quota" in submit_alone().wait_reason("QuotaExceeded", seconds=30)["message"]
 
 
 def test_a_spec_that_kubernetes_refuses(api: Api, submit: Submit) -> None:
