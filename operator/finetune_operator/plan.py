@@ -76,7 +76,8 @@ WorkspaceFate = Literal["delete", "let go"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do, in this order: delete, create, status, progress, events; the status before all if `status_first`."""
+    """What to do, in this order: create or delete (never both), the workspace, status, progress, events; the status
+    before all if `status_first`."""
 
     delete: tuple[StageJob, ...] = ()
     create: tuple[Object, ...] = ()

@@ -110,9 +110,7 @@ def is_raised(spec: FineTuneJobSpec, status: api.FineTuneJobStatus, reason: str)
     if has_restarts_left(spec, status):
         return True
     if reason == Reason.DEADLINE_EXCEEDED:
-        # A status of before there were limits in it tells at least what was used up.
-        used = status.usage.active_seconds if status.usage else None
-        was = before.deadline_seconds if status.limits else used
+        was = before.deadline_seconds
         return was is not None and (spec.deadline_seconds is None or spec.deadline_seconds > was)
     return before.retry_limit is not None and spec.retry.limit > before.retry_limit and reason not in NOT_BY_TRIES
 

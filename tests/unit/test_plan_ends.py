@@ -177,12 +177,13 @@ def test_lowering_restarts_on_a_failed_job_lets_it_be_raised_again() -> None:
     assert brought_back(spec(restarts=1), lowered) is not None
 
 
-def test_a_job_that_failed_by_its_deadline_before_there_were_limits_comes_back() -> None:
-    failed = Condition(type="Failed", status="True", reason="DeadlineExceeded", last_transition_time=at(0))
-    status = training(conditions=[failed], limits=None, usage=Usage(active_seconds=600))
-    assert brought_back(spec(deadlineSeconds=36000), status) is not None
-    assert brought_back(spec(), status) is not None
-    assert brought_back(spec(deadlineSeconds=600), status) is None
+def test_an_upgrade_brings_no_failed_job_back() -> None:
+    """Before there were limits in the status nobody knows whether one was raised: what was used is always less."""
+    for reason in ("DeadlineExceeded", "RetryLimitExceeded"):
+        failed = Condition(type="Failed", status="True", reason=reason, last_transition_time=at(0))
+        status = training(conditions=[failed], limits=None, usage=Usage(active_seconds=500))
+        assert brought_back(spec(deadlineSeconds=600), status) is None
+        assert brought_back(spec(deadlineSeconds=600, restarts=1), status) is not None
 
 
 def test_a_job_whose_numbers_cannot_be_kept_fails_when_its_kubernetes_job_does() -> None:
