@@ -44,6 +44,7 @@ class Places:
                 try:
                     return await answer
                 finally:
-                    await self._taken.acquire()
+                    # Shielded: who is cancelled here, too, gives the place back on the way out.
+                    await asyncio.shield(self._taken.acquire())
         finally:
             answer.cancel()

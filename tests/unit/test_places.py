@@ -83,13 +83,20 @@ def test_no_more_wait_aside_than_have_places() -> None:
     asyncio.run(story())
 
 
-def test_a_pass_that_is_cancelled_aside_leaves_as_many_places() -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_pass_that_is_cancelled_aside_leaves_as_many_places(times: int) -> None:
+    """Also where it is cancelled again while it waits for its place to come back."""
+
     async def story() -> None:
         places = Places(1, long=0)
         slow = asyncio.create_task(waiting(places, asyncio.Event()))
         await settled()
-        slow.cancel()
+        async with places:
+            for _ in range(times):
+                slow.cancel()
+                await settled()
         await asyncio.gather(slow, return_exceptions=True)
+        await settled()
         async with places:
             assert not await has_free(places)
 
