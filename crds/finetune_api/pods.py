@@ -70,6 +70,12 @@ _VARIABLE_MESSAGE = (
     f"{', '.join([*OWN_VARIABLES, *(f'{one}*' for one in OWN_VARIABLE_PREFIXES)])} are set by the operator or choose "
     "the code that runs: leave them out"
 )
+_PLATFORM_VARIABLE = "|".join(one.replace("*", ".*") for one in (*WAY_OUT_VARIABLES, *CODE_VARIABLES))
+_PLATFORM_MESSAGE = (
+    f"variables that choose the way out of the cluster ({', '.join(WAY_OUT_VARIABLES[:2])}, …) or what code and devices "
+    f"there are ({', '.join(CODE_VARIABLES[:3])}, …) are the platform's to set (trainer.proxy, trainer.hfEndpoint or "
+    "trainer.podTemplate of the chart): leave this one out"
+)
 _VOLUME_MESSAGE = f"{', '.join(OWN_VOLUMES)} and {OWN_VOLUME_PREFIX}* are the operator's volumes: choose another name"
 
 
@@ -144,9 +150,18 @@ class Variable(Model):
         Rule(
             f"![self.name].exists(one, {_VARIABLE})", _VARIABLE_MESSAGE, holds=lambda it: not _is_own_variable(it.name)
         ),
+        # Of a job alone, which the API server checks: the platform's own template may say it.
+        Rule(f"!self.name.matches('(?i)^({_PLATFORM_VARIABLE})$')", _PLATFORM_MESSAGE),
     )
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)]
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+            max_length=128,
+            description="Left to the platform, in whatever case: " + ", ".join([*WAY_OUT_VARIABLES, *CODE_VARIABLES]),
+        ),
+    ]
     """Its name."""
     value: Annotated[str, Field(max_length=4096)] | None = None
     """Its value."""
@@ -642,25 +657,3 @@ class PodTemplate(StageTemplate):
 
     stages: Stages | None = None
     """Per stage, what differs there."""
-
-
-_PLATFORM_VARIABLE = "|".join(one.replace("*", ".*") for one in (*WAY_OUT_VARIABLES, *CODE_VARIABLES))
-_PLATFORM_MESSAGE = (
-    f"variables that choose the way out of the cluster ({', '.join(WAY_OUT_VARIABLES)}, in any case) or what code and "
-    f"devices there are ({', '.join(CODE_VARIABLES)}) are the platform's to set (trainer.proxy, trainer.hfEndpoint or "
-    "trainer.podTemplate of the chart): leave them out"
-)
-
-
-def _left_to_the_platform(stage: str) -> Rule:
-    """Of a job's spec: its pods take the platform's way out, and run the image's code."""
-    place = f"podTemplate.stages.{stage}" if stage else "podTemplate"
-    guards = ["self.podTemplate", *(["self.podTemplate.stages", f"self.{place}"] if stage else []), f"self.{place}.env"]
-    absent = " || ".join(f"!has({guard})" for guard in guards)
-    return Rule(
-        f"{absent} || !self.{place}.env.exists(one, one.name.matches('(?i)^({_PLATFORM_VARIABLE})$'))",
-        f"{place}.env: {_PLATFORM_MESSAGE}",
-    )
-
-
-LEFT_TO_THE_PLATFORM = tuple(_left_to_the_platform(stage) for stage in ("", *Stages.model_fields))

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from finetune_api import labels
 from finetune_api.frozen import frozen
 from finetune_api.methods import Lora, Method, methods_that
-from finetune_api.pods import LEFT_TO_THE_PLATFORM, NodeLabels, PodTemplate, Toleration
+from finetune_api.pods import NodeLabels, PodTemplate, Toleration
 from finetune_api.schema import (
     DnsLabel,
     DnsName,
@@ -369,7 +369,6 @@ class FineTuneJobSpec(Model):
 
     rules: ClassVar = (
         *(frozen(name, model, EDITABLE) for name, model in FROZEN.items()),
-        *LEFT_TO_THE_PLATFORM,
         Rule(
             "!has(self.objective.classification) || self.dataset.packing != 'always'",
             "packing puts several records in one row; a classifier needs one record a row: leave dataset.packing out",
