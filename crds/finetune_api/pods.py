@@ -72,9 +72,9 @@ _VARIABLE_MESSAGE = (
 )
 _PLATFORM_VARIABLE = "|".join(one.replace("*", ".*") for one in (*WAY_OUT_VARIABLES, *CODE_VARIABLES))
 _PLATFORM_MESSAGE = (
-    f"variables that choose the way out of the cluster ({', '.join(WAY_OUT_VARIABLES[:2])}, …) or what code and devices "
-    f"there are ({', '.join(CODE_VARIABLES[:3])}, …) are the platform's to set (trainer.proxy, trainer.hfEndpoint or "
-    "trainer.podTemplate of the chart): leave this one out"
+    f"variables that choose the way out of the cluster ({', '.join(WAY_OUT_VARIABLES[:2])}, …) or what code and "
+    f"devices there are ({', '.join(CODE_VARIABLES[:3])}, …) are the platform's to set (trainer.proxy, "
+    "trainer.hfEndpoint or trainer.podTemplate of the chart): leave this one out"
 )
 _VOLUME_MESSAGE = f"{', '.join(OWN_VOLUMES)} and {OWN_VOLUME_PREFIX}* are the operator's volumes: choose another name"
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -193,13 +194,27 @@ class NamedJob:
 
 @dataclass(frozen=True)
 class RunFile:
-    """The frozen run as it lies in its ConfigMap: told apart by its digest, read no further."""
+    """The frozen run as it lies in its ConfigMap: told apart by its digest, and seldom read any further."""
 
     digest: str
-    image: str = ""
-    """What it says of the image: believed only of a run that an operator without pins has begun."""
-    adapters: tuple[str, ...] = ()
-    """The same of the URIs of the adapters that the run starts from."""
+    text: str = ""
+
+    @property
+    def image(self) -> str:
+        """What it says of the image: believed only of a run that an operator without pins has begun."""
+        return self._run.trainer_image if self._run else ""
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The same of the URIs of the adapters that the run starts from."""
+        return tuple(one.uri for one in self._run.spec.method.options.adapters) if self._run else ()
+
+    @cached_property
+    def _run(self) -> Run | None:
+        try:
+            return Run.model_validate_json(self.text, extra="ignore")
+        except ValidationError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -275,13 +290,9 @@ def digest(text: str) -> str:
 
 
 def run_file(body: Object) -> RunFile:
-    """Read the ConfigMap of a frozen run, whatever is in it: its digest says whether it is the one that was pinned."""
+    """The ConfigMap of a frozen run, whatever is in it: its digest says whether it is the one that was pinned."""
     text = body.get("data", {}).get(labels.RUN_FILE, "")
-    try:
-        run = Run.model_validate_json(text, extra="ignore")
-    except ValidationError:
-        return RunFile(digest(text))
-    return RunFile(digest(text), run.trainer_image, tuple(one.uri for one in run.spec.method.options.adapters))
+    return RunFile(digest(text), text)
 
 
 def seconds_between(start: str | None, end: str | None) -> float:

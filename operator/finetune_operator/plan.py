@@ -21,7 +21,6 @@ from finetune_operator.situation import (
     is_under_way,
     pinned_run,
     queue_of,
-    run_to_freeze,
     seconds_held,
     seconds_left,
 )
@@ -283,7 +282,7 @@ def _creations(seen: Situation, verdict: Verdict) -> tuple[tuple[Object, ...], a
         return (), None
     pin, children = pinned_run(observed), []
     if pin is None or (observed.run is None and not is_under_way(observed)):
-        config_map, pin = run_to_freeze(seen)
+        config_map, pin = seen.to_freeze
         children += [] if observed.run else [config_map]
     owner, spec = observed.metadata, _with_artifacts(seen)
     if not observed.has_workspace:

@@ -5,6 +5,7 @@ It decides nothing.
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from finetune_api import labels
@@ -48,6 +49,14 @@ class Situation:
         tries = self.observed.tries(self.stage)
         return tries[-1] if tries else None
 
+    @cached_property
+    def to_freeze(self) -> tuple[Object, api.PinnedRun]:
+        """The run file as it would be frozen now, and what is pinned of it."""
+        observed = self.observed
+        run = objects.frozen_run(observed.metadata, self.spec, self.settings, dependencies(observed))
+        config_map = objects.run_config_map(observed.metadata, run)
+        return config_map, api.PinnedRun(digest=digest(objects.run_text(config_map)), image=run.trainer_image)
+
 
 def last_ending(observed: Observed, stage: StageName) -> Ending | None:
     """How the stage's newest pod ended; None while it has not."""
@@ -83,13 +92,6 @@ def queue_of(seen: Situation) -> str | None:
     if seen.stage != "train":
         return None
     return kueue_labels(seen.observed.metadata, seen.spec).get(labels.KUEUE_QUEUE_LABEL)
-
-
-def run_to_freeze(seen: Situation) -> tuple[Object, api.PinnedRun]:
-    """The run file as it would be frozen now, and what is pinned of it."""
-    run = objects.frozen_run(seen.observed.metadata, seen.spec, seen.settings, dependencies(seen.observed))
-    config_map = objects.run_config_map(seen.observed.metadata, run)
-    return config_map, api.PinnedRun(digest=digest(objects.run_text(config_map)), image=run.trainer_image)
 
 
 def pinned_run(observed: Observed) -> api.PinnedRun | None:

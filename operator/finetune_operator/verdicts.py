@@ -18,7 +18,6 @@ from finetune_operator.situation import (
     last_ending,
     pinned_run,
     queue_of,
-    run_to_freeze,
     seconds_held,
     seconds_left,
 )
@@ -189,7 +188,7 @@ def _run_changed(seen: Situation) -> Verdict | None:
     name = objects.run_name(observed.metadata)
     pin = pinned_run(observed)
     if pin is None:
-        if observed.run is None or observed.run.digest == run_to_freeze(seen)[1].digest:
+        if observed.run is None or observed.run.digest == seen.to_freeze[1].digest:
             return None
         problem = f"the ConfigMap {name} was there before the job began, and is not its run: delete it"
     elif observed.run is None:

@@ -8,8 +8,8 @@ from typing import Any
 from finetune_api import labels
 from finetune_api.spec import FineTuneJobSpec, Metadata
 from finetune_api.status import FineTuneJobStatus, PinnedRun
-from finetune_operator.facts import Claim, Observed, Pod, RunFile, StageJob, StageName, Termination, digest, timestamp
-from finetune_operator.objects import frozen_run, run_config_map, run_text
+from finetune_operator.facts import Claim, Observed, Pod, RunFile, StageJob, StageName, Termination, run_file, timestamp
+from finetune_operator.objects import frozen_run, run_config_map
 from finetune_operator.settings import Settings
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
@@ -54,10 +54,14 @@ def ended(stage: StageName, code: int, number: int = 1, start: float = 0, end: f
     return pod(stage, number, phase="Succeeded" if code == 0 else "Failed", termination=termination, **facts)
 
 
+def frozen(wanted: FineTuneJobSpec) -> RunFile:
+    """The run file as it lies there for this spec."""
+    return run_file(run_config_map(METADATA, frozen_run(METADATA, wanted, SETTINGS)))
+
+
 def pinned(wanted: FineTuneJobSpec) -> PinnedRun:
     """The run as it is frozen for this spec."""
-    run = frozen_run(METADATA, wanted, SETTINGS)
-    return PinnedRun(digest=digest(run_text(run_config_map(METADATA, run))), image=SETTINGS.trainer_image)
+    return PinnedRun(digest=frozen(wanted).digest, image=SETTINGS.trainer_image)
 
 
 def observed(
@@ -72,7 +76,7 @@ def observed(
         metadata=METADATA,
         spec=wanted,
         status=status,
-        run=RunFile(str(pinned(wanted).digest), SETTINGS.trainer_image) if started else None,
+        run=frozen(wanted) if started else None,
         workspace=Claim("workspace", "uid-of-workspace") if started else None,
         jobs={thing.stage: thing for thing in things if isinstance(thing, StageJob)},
         pods=tuple(thing for thing in things if isinstance(thing, Pod)),
