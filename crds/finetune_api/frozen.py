@@ -31,7 +31,7 @@ def _same(path: str, model: type[Model], editable: tuple[str, ...]) -> str:
         same, (inner, is_list) = f"self.{below} == oldSelf.{below}", model_of(field.annotation)
         if inner is not None:
             same = _same_items(below, inner) if is_list else _same(below, inner, editable)
-        is_there = field.is_required() or field.default is not None
+        is_there = field.is_required() or _has_default(field)
         parts.append(same if is_there else _if_set(below, same))
     return " && ".join(parts)
 
@@ -53,7 +53,11 @@ def _is_intricate(path: str, model: type[Model], editable: tuple[str, ...]) -> b
 
 
 def _defaulted(model: type[Model]) -> bool:
-    return any(not field.is_required() and field.default is not None for field in model.model_fields.values())
+    return any(_has_default(field) for field in model.model_fields.values())
+
+
+def _has_default(field: FieldInfo) -> bool:
+    return field.default_factory is not None or (not field.is_required() and field.default is not None)
 
 
 def _same_items(path: str, model: type[Model]) -> str:

@@ -2,6 +2,8 @@
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from finetune_api.schema import Model
 from finetune_api.spec import ROOT_RULES, FineTuneJobSpec, Metadata
 from finetune_api.status import FineTuneJobStatus
@@ -17,5 +19,5 @@ class FineTuneJob(Model):
     metadata: Metadata
     spec: FineTuneJobSpec
     """What to fine-tune, on what, how, and where the result goes."""
-    status: FineTuneJobStatus = FineTuneJobStatus()
+    status: FineTuneJobStatus = Field(default_factory=FineTuneJobStatus)
     """What the operator observed."""

@@ -17,6 +17,8 @@ from finetune_api import labels, uris
 from finetune_api.schema import Model
 from finetune_api.spec import FineTuneJobSpec
 
+MAX_BYTES = 100 << 30
+TIMEOUT_SECONDS = 6 * 3600
 HOSTS = re.compile(r"\*|(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?", re.IGNORECASE)
 
 
@@ -34,9 +36,9 @@ class Downloads(Model):
     allow: list[str] = []
     """Hosts (`data.example.com`, `*.example.com`), addresses and networks that may be read although they are not
     public: loopback, link-local and private ones are refused otherwise."""
-    max_bytes: Annotated[int, Field(ge=1)] = 100 << 30
+    max_bytes: Annotated[int, Field(ge=1)] = MAX_BYTES
     """Of one file."""
-    timeout_seconds: Annotated[int, Field(ge=1)] = 6 * 3600
+    timeout_seconds: Annotated[int, Field(ge=1)] = TIMEOUT_SECONDS
     """For one file, from the request to the last byte."""
 
     @field_validator("allow")
@@ -68,7 +70,7 @@ class Run(Model):
     digests: dict[str, str] = {}
     """Of artifacts that the run starts from, by their URI: sha256 of the manifest.json that was there when the job that
     published it was first seen complete."""
-    downloads: Downloads = Downloads()
+    downloads: Downloads = Field(default_factory=Downloads)
     """Where `https://` data may come from, and how much of it."""
 
     def locate(self, uri: str) -> Path:

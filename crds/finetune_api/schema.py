@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,12 @@ DnsName = Annotated[str, Field(pattern=rf"^{_DOMAIN}$", max_length=253)]
 QualifiedName = Annotated[str, Field(pattern=rf"^({_DOMAIN}/)?{_NAME}$", max_length=253)]
 """Key of a label, an annotation or a taint."""
 ExtendedResource = Annotated[str, Field(pattern=rf"^{_DOMAIN}/{_NAME}$", max_length=128)]
+
+
+def default_of(field: FieldInfo) -> Any:
+    """The default of an optional field. A default that is a model is declared as a `default_factory`: a process makes
+    it, and builds its type, when it parses something, and not when it imports the contract."""
+    return None if field.is_required() else field.get_default(call_default_factory=True)
 
 
 def model_of(annotation: Any) -> type[Model] | None:

@@ -86,7 +86,7 @@ class Source(Model):
     record."""
     revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     """Branch, tag or commit of an `hf://` dataset. Default: the main branch."""
-    columns: Columns = Columns()
+    columns: Columns = Field(default_factory=Columns)
     auth: Auth | None = None
     """Needed for gated or private data."""
 
@@ -108,9 +108,9 @@ class Dataset(Model):
 
     train: Annotated[list[Source], Field(min_length=1, max_length=32)]
     """Training data; several sources are read one after the other and shuffled together."""
-    validation: Split = Split(fraction=0.05)
+    validation: Split = Field(default_factory=lambda: Split(fraction=0.05))
     """Watched during training: early stopping and the choice of the best checkpoint look at it."""
-    test: Split = Split(fraction=0.05)
+    test: Split = Field(default_factory=lambda: Split(fraction=0.05))
     """Looked at once, at the end, with the base model and with the tuned one."""
     template: Annotated[str, Field(min_length=1, max_length=16384)] | None = None
     """Jinja chat template that replaces the tokenizer's own."""
@@ -316,7 +316,7 @@ class Resources(Model):
     """CPU cores, as request and limit."""
     memory: Quantity = "8Gi"
     """Memory, as request and limit. A job without a GPU that would need much more is refused by `prepare`."""
-    workspace: Workspace = Workspace()
+    workspace: Workspace = Field(default_factory=Workspace)
 
 
 class Scheduling(Model):
@@ -401,16 +401,16 @@ class FineTuneJobSpec(Model):
 
     model: ModelSource
     dataset: Dataset
-    objective: Objective = Objective(sft=Sft())
-    method: Method = Method(lora=Lora())
-    training: Training = Training()
-    checkpoint: Checkpoint = Checkpoint()
-    evaluation: Evaluation = Evaluation()
+    objective: Objective = Field(default_factory=lambda: Objective(sft=Sft()))
+    method: Method = Field(default_factory=lambda: Method(lora=Lora()))
+    training: Training = Field(default_factory=Training)
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
     output: Output
-    resources: Resources = Resources()
-    scheduling: Scheduling = Scheduling()
+    resources: Resources = Field(default_factory=Resources)
+    scheduling: Scheduling = Field(default_factory=Scheduling)
     pod_template: PodTemplate | None = None
-    retry: Retry = Retry()
+    retry: Retry = Field(default_factory=Retry)
     suspend: bool = False
     """True: the run is checkpointed and its pods end; false: it goes on where it stopped."""
     restarts: Annotated[int, Field(ge=0, le=1_000_000)] | None = None

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from finetune_api import labels
 from finetune_api.pods import PodTemplate, is_own_label
-from finetune_api.run import Downloads
+from finetune_api.run import MAX_BYTES, TIMEOUT_SECONDS, Downloads
 from finetune_api.schema import broken_rules
 
 SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -58,8 +58,8 @@ class Settings:
     log_level: str = "info"
     download_allow: tuple[str, ...] = ()
     """Hosts and networks that `https://` sources may be read from although they are not public."""
-    download_max_bytes: int = Downloads().max_bytes
-    download_timeout: int = Downloads().timeout_seconds
+    download_max_bytes: int = MAX_BYTES
+    download_timeout: int = TIMEOUT_SECONDS
 
     @property
     def downloads(self) -> Downloads:
