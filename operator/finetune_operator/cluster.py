@@ -5,7 +5,6 @@ read a kubeconfig: its typed models cost nine times the CPU and twice the memory
 """
 
 import asyncio
-import json
 import logging
 import os
 import random
@@ -18,6 +17,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp.http_exceptions import LineTooLong
+from pydantic_core import from_json, to_json
 
 from finetune_api.proxies import ProxyError, over_http, proxy_for
 
@@ -233,7 +233,7 @@ class Cluster:
     ) -> Object:
         """One request. Server errors and 429 are tried again, if they came within so many seconds: all our requests say
         the same when said twice."""
-        data = None if body is None else json.dumps(body, separators=(",", ":"))
+        data = None if body is None else to_json(body)
         kind = content or ("application/apply-patch+yaml" if method == "PATCH" else "application/json")
         began = monotonic()
         for attempt in range(1, attempts + 1):
@@ -243,7 +243,7 @@ class Cluster:
                 ) as response:
                     text = await response.read()
                     if response.status < 400:
-                        answer: Object = json.loads(text)
+                        answer: Object = from_json(text)
                         return answer
                     problem: Exception = _error(response.status, text)
                     wait = _retry_after(response)
@@ -275,7 +275,7 @@ class Cluster:
             if response.status >= 400:
                 raise _error(response.status, await response.read())
             async for line in response.content:
-                change = json.loads(line)
+                change = from_json(line)
                 if change["type"] == "ERROR":
                     status = change["object"]
                     raise ApiError(status.get("code", 500), status.get("reason", ""), status.get("message", ""))
@@ -337,7 +337,7 @@ def _selectors(labels: str, fields: str) -> dict[str, str]:
 
 def _error(status: int, text: bytes) -> ApiError:
     try:
-        answer = json.loads(text)
+        answer = from_json(text)
         reason, message = str(answer.get("reason", "")), str(answer.get("message", ""))
         causes = (answer.get("details") or {}).get("causes") or ()
         fields = tuple(str(cause.get("field", "")) for cause in causes)

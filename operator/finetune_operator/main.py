@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any
 
 import aiohttp
+import uvloop
 
 from finetune_api import labels
 from finetune_api.reasons import Phase
@@ -276,6 +277,6 @@ def main() -> None:
     settings = parse(sys.argv[1:])
     logs.configure(settings.log_level)
     try:
-        sys.exit(asyncio.run(_run(settings)))
+        sys.exit(uvloop.run(_run(settings)))
     except KeyboardInterrupt:
         sys.exit(130)

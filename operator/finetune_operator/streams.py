@@ -5,7 +5,6 @@ after any other error. So a stream that breaks, in whatever way, is made to end;
 """
 
 import asyncio
-import json
 import logging
 import random
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp.http_exceptions import LineTooLong
+from pydantic_core import from_json
 
 from finetune_operator.cluster import BROKEN, STEADY_SECONDS
 
@@ -78,6 +78,6 @@ async def _only(line: bytes) -> AsyncIterator[bytes]:
 
 def _error_code(line: bytes) -> int:
     """The code of an ERROR, 0 for a change; raises one of BROKEN for what is neither."""
-    change = json.loads(line)
+    change = from_json(line)
     about = dict(change["object"])
     return int(about.get("code") or 500) if change["type"] == "ERROR" else 0
