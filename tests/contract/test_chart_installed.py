@@ -19,7 +19,7 @@ from contract.chart import CHART, JOB_VERBS, LEASE_VERBS, VALUE_SETS, bundle, he
 from finetune_api import labels
 from integration.kubelet import JOBS, Api, Job, eventually, install_definition
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 PROMETHEUS_OPERATOR = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
 ACCOUNT = "system:serviceaccount:finetune:ft-finetune-operator"

@@ -11,7 +11,7 @@ import yaml
 from cluster.control_plane import ControlPlane
 from contract.chart import CHART, helm
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 CRD = "crd/finetunejobs.finetune.dev"

@@ -18,7 +18,7 @@ from finetune_api.run import Run
 from finetune_operator import pods, settings
 from unit.observed import METADATA, spec
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 HUB, DATA = "hub.example.test", "data.example.test"
 
 

@@ -12,7 +12,7 @@ import pytest
 from cluster.control_plane import ControlPlane
 from cluster.paths import ClusterError
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from integration.kubelet import Job
 from integration.operators import Operator
 from integration.test_life import ARTIFACT, PREPARED, TRAINED
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 def test_every_kind_of_fault_is_survived(

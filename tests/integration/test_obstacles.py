@@ -15,7 +15,7 @@ from integration.kubelet import Api, Job, eventually, warn
 from integration.operators import Operator
 from integration.test_life import ARTIFACT, PREPARED, TRAINED
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 Submit = Callable[..., Job]
 POLICIES = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"

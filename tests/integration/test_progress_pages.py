@@ -17,7 +17,7 @@ from integration.kubelet import Api, Job, eventually
 from integration.operators import Operator, create_job, new_namespace
 from integration.test_life import ARTIFACT, PREPARED, TRAINED
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 _addresses = (f"127.0.{number // 200}.{number % 200 + 10}" for number in itertools.count(200))
 SILENT_AFTER = 3

@@ -15,7 +15,7 @@ from integration.kubelet import Api, Job, eventually
 from integration.operators import Operator
 from integration.test_life import ARTIFACT, PREPARED, TRAINED, live
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 Submit = Callable[..., Job]
 Start = Callable[..., Operator]

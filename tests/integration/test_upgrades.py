@@ -51,18 +51,20 @@ def next_definition() -> Object:
     return definition
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def plane() -> Iterator[ControlPlane]:
-    """A control plane of the test's own: its definition changes."""
+    """A control plane of these tests' own: its definition changes."""
     with ControlPlane() as plane:
         install_definition(plane)
+        Api(plane).create("/api/v1/nodes", {"metadata": {"name": "played"}})
         yield plane
 
 
 @pytest.fixture
 def api(plane: ControlPlane) -> Api:
+    """It, with the definition of this release."""
     api = Api(plane)
-    api.create("/api/v1/nodes", {"metadata": {"name": "played"}})
+    apply(api, yaml.safe_load(DEFINITION.read_text()))
     return api
 
 

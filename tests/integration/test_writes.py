@@ -16,7 +16,7 @@ from integration.kubelet import Api, eventually, install_definition
 from integration.operators import Operator, create_job
 from integration.test_life import ARTIFACT
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 POLICY = """
 apiVersion: audit.k8s.io/v1

@@ -20,6 +20,7 @@ from finetune_operator import pods
 from finetune_operator.facts import STAGES
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="only root can become anybody"),
 ]

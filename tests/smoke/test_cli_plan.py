@@ -72,6 +72,7 @@ def test_libraries_print_nothing_that_acts_on_the_terminal(
     assert capfd.readouterr() == ("", "\\x1b[2J\\x1b[3J\n")
 
 
+@pytest.mark.slow
 def test_what_a_model_says_does_not_act_on_the_terminal(
     tmp_path: Path, few: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +86,7 @@ def test_what_a_model_says_does_not_act_on_the_terminal(
     assert "\x1b" not in told
 
 
+@pytest.mark.slow
 def test_json_has_the_same_figures(tmp_path: Path, few: None) -> None:
     """One object a method; parts add up, and options of the job's own method are the job's."""
     model = tiny.llama(tmp_path / "model")

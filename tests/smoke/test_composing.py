@@ -364,6 +364,7 @@ def test_transposed_layers_compose_too(tmp_path: Path) -> None:
     assert_close(composed.evaluation.tuned.loss, source.evaluation.tuned.loss, PASS, computed_in=torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_finetune_run_composes_adapters_of_this_machine(adapters: list[Published], tmp_path: Path) -> None:
     """The three stages as processes, one adapter by path and one on a volume; a job is known to a cluster alone."""

@@ -56,6 +56,7 @@ def bart(folder: Path, seed: int = 0) -> Path:
 
 
 MODELS = {"t5": tiny.t5, "flan_t5": tiny.flan_t5, "bart": bart}
+NAMES = ["t5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flan_t5", "bart"))]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def record(number: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_loss_is_transformers_own_whatever_the_batch(
     name: str, kind: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -128,7 +129,7 @@ def test_a_batch_counts_what_is_read_and_what_is_learnt(folders: dict[str, Path]
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_generation_with_a_cache_equals_whole_passes(name: str, kind: str, folders: dict[str, Path]) -> None:
     """At each step the logits of a pass over all that was said so far."""
     model, read = doubled(adapted(folders[name], kind)), torch.tensor([INPUTS[1]])
@@ -194,7 +195,7 @@ class Stop:
 
 
 @pytest.mark.parametrize("kind", ["promptTuning", "pTuning"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_embeddings_stand_in_front_of_what_the_encoder_reads(name: str, kind: str, folders: dict[str, Path]) -> None:
     model, read = adapted(folders[name], kind, tokens=TOKENS), torch.tensor([INPUTS[1]])
     answer = torch.tensor([ANSWERS[2]])
@@ -208,7 +209,7 @@ def test_embeddings_stand_in_front_of_what_the_encoder_reads(name: str, kind: st
 
 
 @pytest.mark.parametrize("kind", PREFIXES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_layer_of_the_decoder_has_a_prefix_of_its_own(name: str, kind: str, folders: dict[str, Path]) -> None:
     """The same logits as over a cache that is filled by hand: layer i with pair 2i, modulo the odd number of pairs.
 
@@ -231,7 +232,7 @@ def test_every_layer_of_the_decoder_has_a_prefix_of_its_own(name: str, kind: str
     assert len(set(places)) == layers
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_prefix_starts_as_what_the_decoder_has_for_words(
     name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,7 +334,7 @@ def test_what_is_published_is_what_bf16_training_measured(kind: str, tmp_path: P
 
 
 @pytest.mark.usefixtures("families")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_whole_model_is_published_as_it_was_measured(name: str, tmp_path: Path) -> None:
     """Also where the output layer is no copy of the embeddings, of which T5's config says nothing."""
     run = trained(tmp_path, name, "full")
@@ -370,7 +371,7 @@ def families(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_plan_counts_what_is_loaded(name: str, folders: dict[str, Path]) -> None:
     """With its weights beside it and, as `finetune plan` has it, without."""
     loaded = modelling.load(folders[name], HEAD, 0).model

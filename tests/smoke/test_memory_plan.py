@@ -127,6 +127,7 @@ def test_a_pass_keeps_what_autograd_saves() -> None:
     assert freed == one  # the product, once it is summed
 
 
+@pytest.mark.slow
 def test_what_checkpointing_frees_lies_in_the_heap_of_a_cpu(models: Path) -> None:
     """What is no longer kept was freed between tensors that stay: a share of it is not used again."""
     shape = Shape(rows=1, length=256)
@@ -144,7 +145,9 @@ def test_what_checkpointing_frees_lies_in_the_heap_of_a_cpu(models: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", list(METHODS))
-@pytest.mark.parametrize("model", ANSWERS)
+@pytest.mark.parametrize(
+    "model", ["llama", pytest.param("gpt2", marks=pytest.mark.slow), pytest.param("t5", marks=pytest.mark.slow)]
+)
 def test_every_method_can_be_planned(models: Path, model: str, kind: str) -> None:
     """More rows and longer rows take more."""
     options = {"bitFit": {"addBiases": True}, "qaLora": {"groupSize": 16}}
@@ -242,6 +245,7 @@ def test_a_job_that_cannot_fit_is_refused_with_what_would(models: Path) -> None:
     assert "and there is 500Mi; nothing that was tried fits" in told.value.message
 
 
+@pytest.mark.slow
 def test_what_fits_is_offered(models: Path) -> None:
     """An 8B model on 24 GiB: not `full`, whatever the batch, but an adapter."""
     spec = spec_of({"full": {}}, training={"precision": "bf16"}, resources={"gpuMemory": "24Gi"})

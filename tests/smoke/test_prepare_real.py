@@ -48,6 +48,7 @@ def run_of(folder: Path, model: Path, rows: list[Any], **spec: Any) -> Any:
     return preparing.run_of(folder, tiny.jsonl(folder / "a.jsonl", rows), model={"uri": f"file://{model}"}, **spec)
 
 
+@pytest.mark.slow
 def test_the_stage_is_a_process_that_leaves_a_report(tmp_path: Path, models: Path) -> None:
     """Everything real: the data here, the count in a process beside it, the termination message."""
     run = run_of(tmp_path, models / "llama", tiny.completions(60), **LORA)

@@ -269,6 +269,7 @@ def test_a_lora_adapter_comes_out(tmp_path: Path) -> None:
     assert math.isclose(size, 4 * tuner.model.num_parameters(only_trainable=True), rel_tol=0.2)
 
 
+@pytest.mark.slow
 def test_nothing_is_said_when_the_methods_are_imported() -> None:
     """bitsandbytes' advice to install another package reaches no user's log."""
     code = "import logging, sys; logging.basicConfig(level=logging.INFO); import finetune_trainer.methods"

@@ -198,6 +198,7 @@ def readers() -> Iterator[dict[str, "FreshPython"]]:
         interpreter.close()
 
 
+@pytest.mark.slow
 def test_the_card_loads_the_artifact_in_a_fresh_process(
     finished: Finished, published: Path, readers: dict[str, "FreshPython"]
 ) -> None:
