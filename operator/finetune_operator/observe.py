@@ -6,7 +6,7 @@ It decides which reads are needed. What they mean is `facts`', what follows from
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -90,7 +90,12 @@ async def _pods(cluster: Cluster, bodies: Sequence[Object], departed: Sequence[P
     # One that wears our label and names no stage is not ours.
     there = [await _pod(cluster, body) for body in bodies if labels.STAGE_LABEL in body["metadata"]["labels"]]
     known = {pod.uid for pod in there}
-    return tuple(sorted([*there, *(pod for pod in departed if pod.uid not in known)], key=lambda pod: pod.created_at))
+    return in_order([*there, *(pod for pod in departed if pod.uid not in known)])
+
+
+def in_order(pods: Iterable[Pod]) -> tuple[Pod, ...]:
+    """Oldest first. They are dated in whole seconds: of two that were made in one, the one that has ended was first."""
+    return tuple(sorted(pods, key=lambda pod: (pod.created_at, not pod.gone_at, not pod.is_over, not pod.is_deleting)))
 
 
 async def _named_jobs(cluster: Cluster, bare: Observed) -> dict[str, NamedJob]:
