@@ -44,9 +44,6 @@ from finetune_operator.status import (
 from finetune_operator.verdicts import judge
 
 Object = dict[str, Any]
-UNMADE_SECONDS = 20
-"""After a creation: nobody tells when a Kubernetes Job cannot make its pod. People are told within half a minute; any
-sooner, a burst of a thousand jobs would be looked at several times before it is over."""
 SOON_SECONDS = 0.05
 """After a deletion: what takes its place is made once it is seen to be gone."""
 UNSEEN_SECONDS = 2
@@ -123,7 +120,7 @@ def plan(observed: Observed, settings: Settings, now: datetime) -> Plan:
         status_first=not verdict.is_over and bool(deletions or creations) and _is_news(observed, status),
         progress=settled_progress(observed, verdict, now),
         events=_events(observed, status),
-        requeue_after=_requeue_after(seen, verdict, deletions, bool(creations), status),
+        requeue_after=_requeue_after(seen, verdict, deletions, status),
         workspace=_fate(seen, verdict),
     )
 
@@ -305,7 +302,7 @@ def _with_artifacts(seen: Situation) -> FineTuneJobSpec:
 
 
 def _requeue_after(
-    seen: Situation, verdict: Verdict, deletions: tuple[StageJob, ...], creates: bool, status: api.FineTuneJobStatus
+    seen: Situation, verdict: Verdict, deletions: tuple[StageJob, ...], status: api.FineTuneJobStatus
 ) -> float | None:
     """When time alone will change the verdict, or when to look at what nobody tells."""
     observed, now = seen.observed, seen.now
@@ -330,8 +327,6 @@ def _requeue_after(
         )
     elif seen.job is not None and (seen.newest is None or seen.newest.is_over) and not seen.job.is_suspended:
         waits.append(_backed_off(seen.newest.ended_at if seen.newest else seen.job.started_at, now, 5, 60))
-    if creates and not is_hindered:
-        waits.append(UNMADE_SECONDS)
     remaining = seconds_left(seen)
     if remaining is not None and remaining > 0 and any(pod.is_running for pod in observed.pods):
         waits.append(remaining)

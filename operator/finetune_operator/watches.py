@@ -4,11 +4,14 @@ It decides which changes can matter. A change that is overlooked is found by the
 Events are not watched: the API server keeps no cache of them, so each such watch is a load on etcd that it breaks off.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from finetune_api import labels
 from finetune_api.spec import jobs_named
+from finetune_operator import facts
 from finetune_operator.cluster import Change, Cluster
 from finetune_operator.departed import Departed
 from finetune_operator.metrics import Key
@@ -18,6 +21,33 @@ from finetune_operator.settings import Settings
 OURS = f"{labels.MANAGED_BY_LABEL}={labels.MANAGED_BY}"
 SETTLE_SECONDS = 0.1
 """A Kubernetes Job and its pod change together: one look serves both."""
+BEARABLE_SECONDS = MappingProxyType({"Job": 20.0, "Pod": 40.0})
+"""Nobody tells when a Kubernetes Job cannot make its pod, nor when no scheduler looks at a pod."""
+
+
+class Silence:
+    """Kubernetes Jobs that have made no pod, and pods that nobody has noticed: of neither anybody tells, so each is
+    looked at in time, unless it is heard of before."""
+
+    def __init__(self, look: Callable[[Key, float], None], bearable: Mapping[str, float] = BEARABLE_SECONDS) -> None:
+        """`bearable` is for how many seconds nothing need be heard, by kind."""
+        self._look = look
+        self._bearable = bearable
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def note(self, kind: str, change: Change) -> None:
+        """What was told of a Kubernetes Job or a pod of ours."""
+        body, key = change.object, _labelled(change)
+        if (timer := self._timers.pop(body["metadata"]["uid"], None)) is not None:
+            timer.cancel()
+        is_silent = facts.lacks_a_pod(body) if kind == "Job" else _is_unnoticed(body)
+        if is_silent and key is not None and change.type != "DELETED":
+            loop, uid = asyncio.get_running_loop(), body["metadata"]["uid"]
+            self._timers[uid] = loop.call_later(self._bearable[kind], self._end, uid, key)
+
+    def _end(self, uid: str, key: Key) -> None:
+        del self._timers[uid]
+        self._look(key, SETTLE_SECONDS)
 
 
 class Followers:
@@ -53,13 +83,17 @@ def pumps(
     """What to run, each for ever: `wake` is called with a job's key and the seconds to wait for more news of it,
     `wake_all` when there may be news of any."""
 
+    silence = Silence(wake)
+
     async def pump(kind: str, changes: AsyncIterator[Change], key_of: Callable[[Change], Key | None]) -> None:
         async for change in changes:
             if change.type == "DELETED":
                 departed.note(kind, change.object)
             if change.type == "RELISTED":
                 wake_all()
-            elif (key := key_of(change)) is not None:
+                continue
+            silence.note(kind, change)
+            if (key := key_of(change)) is not None:
                 wake(key, SETTLE_SECONDS)
 
     running = []
@@ -79,9 +113,13 @@ def key_of_job(change: Change) -> Key | None:
 
 def key_of_pod(change: Change) -> Key | None:
     """A pod that has something to say. A fresh one has not."""
-    status = change.object.get("status", {})
-    is_mute = not status.get("conditions") and not status.get("containerStatuses") and status.get("phase") == "Pending"
-    return None if is_mute and change.type == "ADDED" else _labelled(change)
+    return None if change.type == "ADDED" and _is_unnoticed(change.object) else _labelled(change)
+
+
+def _is_unnoticed(pod: Mapping[str, Any]) -> bool:
+    """Whether no scheduler and no kubelet has said anything of a pod."""
+    status = pod.get("status", {})
+    return not status.get("conditions") and not status.get("containerStatuses") and status.get("phase") == "Pending"
 
 
 def _labelled(change: Change) -> Key | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from finetune_api import labels
 from finetune_api.spec import jobs_named
 from finetune_operator.cluster import Change
-from finetune_operator.watches import Followers, key_of_job, key_of_pod
+from finetune_operator.watches import Followers, Silence, key_of_job, key_of_pod
 
 KEY = ("team", "support-bot")
 
@@ -45,6 +46,37 @@ def test_a_fresh_pod_wakes_nobody_and_every_other_change_of_a_pod_does() -> None
     assert key_of_pod(change("ADDED", {"phase": "Pending", "conditions": [{"type": "PodScheduled"}]})) == KEY
     assert key_of_pod(change("MODIFIED", {"phase": "Pending"})) == KEY
     assert key_of_pod(change("DELETED", {"phase": "Pending"})) == KEY
+
+
+def told_of(kind: str, type: str, uid: str = "a", **status: Any) -> tuple[str, Change]:
+    found = change(type, {"phase": "Pending", **status} if kind == "Pod" else status, uid=uid)
+    return kind, Change(type, found.object | {"spec": {}})
+
+
+@pytest.mark.parametrize(
+    ("told", "is_looked_at"),
+    [
+        ([told_of("Job", "ADDED")], True),
+        ([told_of("Job", "ADDED"), told_of("Job", "MODIFIED", startTime="2026-01-01T00:00:00Z")], True),
+        ([told_of("Job", "ADDED"), told_of("Job", "MODIFIED", "b", active=1)], True),
+        ([told_of("Job", "LISTED"), told_of("Job", "MODIFIED", active=1)], False),
+        ([told_of("Job", "ADDED"), told_of("Job", "DELETED")], False),
+        ([told_of("Pod", "ADDED")], True),
+        ([told_of("Pod", "ADDED"), told_of("Pod", "MODIFIED", conditions=[{"type": "PodScheduled"}])], False),
+    ],
+)
+def test_what_nobody_tells_of_is_looked_at_in_time(told: list[tuple[str, Change]], is_looked_at: bool) -> None:
+    """A Kubernetes Job without a pod, a pod that nobody notices; nothing that was heard of meanwhile. Once."""
+    looks: list[Any] = []
+
+    async def scenario() -> None:
+        silence = Silence(lambda key, _: looks.append(key), {"Job": 0.01, "Pod": 0.01})
+        for one in told:
+            silence.note(*one)
+        await asyncio.sleep(0.05)
+
+    asyncio.run(scenario())
+    assert looks == [KEY] * is_looked_at
 
 
 STARTING = {"method": {"lora": {"startFrom": {"adapters": [{"uri": "job://first"}, {"uri": "pvc://models/a"}]}}}}
