@@ -8,7 +8,6 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable, Hashable
-from math import inf
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -17,21 +16,18 @@ Key = TypeVar("Key", bound=Hashable)
 class WorkQueue(Generic[Key]):
     """Each key is either absent, waiting, due later, or in work; added while in work, it is handed out once more.
 
-    The waiting key with the earliest deadline comes first. That of news is now; a key that was to be looked at in some
-    time has as much time again: in a burst the news goes first, and no look is put off for ever. `get` must be answered
-    by `done`. The rest is as in client-go's rate-limiting queue.
+    `get` must be answered by `done`. The semantics are those of client-go's rate-limiting queue.
     """
 
     def __init__(self, clock: Callable[[], float], first_delay: float = 0.5, longest_delay: float = 300) -> None:
         self._clock = clock
         self._first_delay = first_delay
         self._longest_delay = longest_delay
-        self._ready: asyncio.PriorityQueue[tuple[float, int, Key]] = asyncio.PriorityQueue()
-        self._waiting: dict[Key, float] = {}
-        """The deadline of each; entries of `_ready` with another one are out of date."""
+        self._ready: asyncio.Queue[Key] = asyncio.Queue()
+        self._waiting: set[Key] = set()
         self._in_work: set[Key] = set()
         self._failures: dict[Key, int] = {}
-        self._heap: list[tuple[float, int, Key, float]] = []
+        self._heap: list[tuple[float, int, Key]] = []
         self._due: dict[Key, float] = {}
         self._order = itertools.count()
         self._earlier = asyncio.Event()
@@ -43,15 +39,19 @@ class WorkQueue(Generic[Key]):
     def add(self, key: Key) -> None:
         """Hand `key` out as soon as a worker is free."""
         self._due.pop(key, None)
-        self._wait_for_a_worker(key, self._clock())
+        if key in self._waiting:
+            return
+        self._waiting.add(key)
+        if key not in self._in_work:
+            self._ready.put_nowait(key)
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Hand `key` out in `seconds`, or up to twice that while there is news of others; unless it is due earlier."""
+        """Hand `key` out in `seconds`, unless it is due earlier."""
         due = self._clock() + seconds
-        if self._waiting.get(key, inf) <= due + seconds or self._due.get(key, inf) <= due:
+        if key in self._waiting or self._due.get(key, due + 1) <= due:
             return
         self._due[key] = due
-        heapq.heappush(self._heap, (due, next(self._order), key, due + seconds))
+        heapq.heappush(self._heap, (due, next(self._order), key))
         if self._heap[0][2] == key:
             self._earlier.set()
 
@@ -69,18 +69,16 @@ class WorkQueue(Generic[Key]):
 
     async def get(self) -> Key:
         """The next key; it is handed to nobody else until `done`."""
-        while True:
-            deadline, _, key = await self._ready.get()
-            if self._waiting.get(key) == deadline and key not in self._in_work:
-                del self._waiting[key]
-                self._in_work.add(key)
-                return key
+        key = await self._ready.get()
+        self._in_work.add(key)
+        self._waiting.discard(key)
+        return key
 
     def done(self, key: Key) -> None:
         """The worker no longer works on `key`."""
         self._in_work.discard(key)
         if key in self._waiting:
-            self._ready.put_nowait((self._waiting[key], next(self._order), key))
+            self._ready.put_nowait(key)
 
     async def keep_time(self) -> None:
         """Move keys that became due; runs until cancelled."""
@@ -93,21 +91,15 @@ class WorkQueue(Generic[Key]):
             except TimeoutError:
                 pass
 
-    def _wait_for_a_worker(self, key: Key, deadline: float) -> None:
-        if self._waiting.get(key, inf) <= deadline:
-            return
-        self._waiting[key] = deadline
-        if key not in self._in_work:
-            self._ready.put_nowait((deadline, next(self._order), key))
-
     def _release(self) -> float | None:
         """Add what is due; returns the seconds to the next due key, None without one."""
         while self._heap:
-            due, _, key, deadline = self._heap[0]
-            if self._due.get(key) == due:
-                if due > self._clock():
-                    return due - self._clock()
-                del self._due[key]
-                self._wait_for_a_worker(key, deadline)
+            due, _, key = self._heap[0]
+            if self._due.get(key) != due:
+                heapq.heappop(self._heap)
+                continue
+            if due > self._clock():
+                return due - self._clock()
             heapq.heappop(self._heap)
+            self.add(key)
         return None

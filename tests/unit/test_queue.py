@@ -72,30 +72,6 @@ def test_the_earliest_of_several_delays_wins() -> None:
     asyncio.run(scenario())
 
 
-def test_news_goes_before_a_look_whose_time_has_come() -> None:
-    """But no longer than the look was to wait anyway; and what there is news of meanwhile waits no longer."""
-
-    async def scenario() -> None:
-        clock = Clock()
-        queue: WorkQueue[str] = WorkQueue(clock)
-        for key in ("look", "looked at", "news of it"):
-            queue.add_after(key, 20)
-        clock.now = 20
-        keeper = asyncio.ensure_future(queue.keep_time())
-        await asyncio.sleep(0)
-        clock.now = 39
-        queue.add("early news")
-        queue.add("news of it")
-        clock.now = 41
-        queue.add("late news")
-        order = [await queue.get() for _ in range(5)]
-        assert order == ["early news", "news of it", "look", "looked at", "late news"]
-        assert len(queue) == 0
-        keeper.cancel()
-
-    asyncio.run(scenario())
-
-
 def test_the_delay_of_a_failing_key_doubles_up_to_a_limit_and_is_forgotten() -> None:
     """The n-th failure waits between half and all of first · 2^(n-1), at most the limit."""
     queue: WorkQueue[str] = WorkQueue(Clock(), first_delay=1, longest_delay=10)
