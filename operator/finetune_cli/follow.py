@@ -134,19 +134,20 @@ class Follower:
     def logs(self, name: str, stage: str | None, follow: bool) -> int:
         """Print the log of the newest pod that has started, of all stages or of one. With `follow` wait for it, and go
         on to those that come after it, until the job ends."""
-        told, last = False, ""
+        told, printed, since = False, set[str](), ""
         while True:
             job = self.job(name)
             pod = newest_started(self.cluster.pods(self.scope, _selector(job, stage)))
-            if pod is not None and _age_key(pod) > last:
-                last = _age_key(pod)
+            if pod is not None and _created(pod) >= since and pod["metadata"]["name"] not in printed:
+                printed.add(pod["metadata"]["name"])
+                since = _created(pod)
                 self._print_log(pod, follow)
             elif not follow or job.has_ended:
-                return self._no_pod(job, stage, bool(last))
-            elif not told and not last:
+                return self._no_pod(job, stage, bool(printed))
+            elif not told and not printed:
                 told = True
                 err.print(plain(f"waiting for a pod of {name} to start …", "dim"))
-            if not follow and last:
+            if not follow and printed:
                 return 0
             self.wait()
 
@@ -178,15 +179,23 @@ def newest_started(pods: list[Object]) -> Object | None:
     return max((pod for pod in pods if _has_started(pod)), key=_age_key, default=None)
 
 
-def _age_key(pod: Object) -> str:
-    """Grows with each pod of a job: they come one after the other."""
-    return f"{pod['metadata']['creationTimestamp']} {pod['metadata']['name']}"
+def _age_key(pod: Object) -> tuple[str, bool, str]:
+    """Grows with each pod of a job: they come one after the other, so of two of one second the newer one runs."""
+    return _created(pod), "running" in _state(pod), pod["metadata"]["name"]
+
+
+def _created(pod: Object) -> str:
+    return str(pod["metadata"]["creationTimestamp"])
 
 
 def _has_started(pod: Object) -> bool:
-    states = [status.get("state", {}) for status in pod.get("status", {}).get("containerStatuses", [])
-              if status["name"] == labels.CONTAINER]  # fmt: skip
-    return any("running" in state or "terminated" in state for state in states)
+    return not {"running", "terminated"}.isdisjoint(_state(pod))
+
+
+def _state(pod: Object) -> Object:
+    """Of the trainer's container."""
+    statuses = pod.get("status", {}).get("containerStatuses", ())
+    return next((dict(one.get("state", {})) for one in statuses if one["name"] == labels.CONTAINER), {})
 
 
 def _selector(job: StoredJob, stage: str | None) -> str:

@@ -94,8 +94,12 @@ async def _pods(cluster: Cluster, bodies: Sequence[Object], departed: Sequence[P
 
 
 def in_order(pods: Iterable[Pod]) -> tuple[Pod, ...]:
-    """Oldest first. They are dated in whole seconds: of two that were made in one, the one that has ended was first."""
-    return tuple(sorted(pods, key=lambda pod: (pod.created_at, not pod.gone_at, not pod.is_over, not pod.is_deleting)))
+    """Oldest first. They are dated in whole seconds: of those that were made in one, what has ended first was first."""
+
+    def age(pod: Pod) -> tuple[object, ...]:
+        return pod.created_at, not pod.gone_at, not pod.is_over, not pod.is_deleting, pod.ended_at
+
+    return tuple(sorted(pods, key=age))
 
 
 async def _named_jobs(cluster: Cluster, bare: Observed) -> dict[str, NamedJob]:

@@ -226,3 +226,15 @@ def test_the_official_client_is_imported_for_a_kubeconfig_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+def test_no_type_of_the_contract_is_built_before_it_is_used() -> None:
+    """A default that is an object of the contract would build its type, and those below it, at each start."""
+    code = (
+        "import finetune_operator.main; from finetune_api.schema import Model;"
+        "left = [Model];"
+        "[left.extend(one.__subclasses__()) for one in left];"
+        "print(len(left) > 50, [one.__name__ for one in left if one.__pydantic_complete__])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True []"

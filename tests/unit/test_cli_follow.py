@@ -269,6 +269,19 @@ def test_following_logs_goes_on_to_the_pod_of_another_job() -> None:
     assert file.getvalue().splitlines() == ["1", "2"]
 
 
+def test_of_two_pods_of_one_second_the_one_that_runs_is_the_newer_one() -> None:
+    """Creation is told in whole seconds; by name the evicted one may be the last."""
+    old, new = a_pod("train-z", "2026-01-01T00:00:00Z"), a_pod("train-a", "2026-01-01T00:00:00Z")
+    ended = old | {"status": {"containerStatuses": [{"name": "trainer", "state": {"terminated": {"exitCode": 75}}}]}}
+    script = Script(
+        [a_body("Training")] * 2 + [a_body("Succeeded")], [[old], [ended, new]], {"train-z": ["1"], "train-a": ["2"]}
+    )
+    follower, file = a_follower(script)
+
+    assert follower.logs("bot", None, follow=True) == 0
+    assert file.getvalue().splitlines() == ["1", "2"]
+
+
 def test_following_logs_bears_a_pod_that_goes_away() -> None:
     """Between the list of pods and the question for its log it was deleted."""
     gone, new = a_pod("gone", "2026-01-01T00:00:00Z"), a_pod("new", "2026-01-01T00:01:00Z")
