@@ -39,10 +39,10 @@ check: setup ## form: lint, types, layers, generated files, chart
 	python benchmarks/methods_table.py --check
 	$$(python tests/cluster binaries helm) lint --strict --quiet charts/finetune-operator
 
-test: setup ## each behaviour once, on a real API server; test-slow, test-numeric, matrix and e2e go on from there
+test: setup ## every test that is not slow and needs no cluster, on a real API server
 	pytest -m "not slow and not e2e and not real and not matrix" --numprocesses 3 --dist loadfile
 
-test-slow: setup ## what takes long beyond that: processes that load torch, clusters of their own, more models
+test-slow: setup ## those that `make test` leaves out: processes that load torch, clusters of their own, more models
 	pytest -m "slow and not e2e and not real and not matrix" --numprocesses 3 --dist loadfile
 
 test-numeric: setup ## what compares by a tolerance, on the kernels of other processors and with other roundings

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TypeVar
 
 from fleet import BareClient, Object, in_parallel, new_namespace, operator, submit, until_pods
 
@@ -25,6 +25,8 @@ from cluster.control_plane import ControlPlane
 from finetune_operator.cluster import Cluster, Kind, connect
 from finetune_operator.observe import FINETUNE_JOBS, JOBS
 from integration.kubelet import install_definition
+
+Result = TypeVar("Result")
 
 
 async def until_done(cluster: Cluster, namespace: str, count: int) -> None:
@@ -54,15 +56,20 @@ async def timed(cluster: Cluster, namespace: str, count: int, work: Callable[[in
     return seconds
 
 
-async def bare(cluster: Cluster, client: BareClient, namespace: str, count: int) -> float:
+async def bare(cluster: Cluster, count: int, _: Path) -> float:
+    """Seconds of the bare client."""
+    client = await BareClient.learn(cluster, await new_namespace(cluster, "learn"))
+    namespace = await new_namespace(cluster, "bare")
+
     async def work(number: int) -> None:
         await client.serve(await submit(cluster, namespace, number))
 
     return await timed(cluster, namespace, count, work)
 
 
-async def operated(cluster: Cluster, namespace: str, count: int, kubeconfig: Path) -> tuple[float, float, int]:
+async def operated(cluster: Cluster, count: int, kubeconfig: Path) -> tuple[float, float, int]:
     """Seconds, the operator's own CPU seconds in them and after them, and its resident bytes."""
+    namespace = await new_namespace(cluster, "operated")
 
     async def work(number: int) -> None:
         await submit(cluster, namespace, number)
@@ -73,24 +80,20 @@ async def operated(cluster: Cluster, namespace: str, count: int, kubeconfig: Pat
         return seconds, running.cpu_seconds - before, running.resident
 
 
-async def measure(count: int, kubeconfig: Path | None) -> Any:
-    """One run of the bare client, or of the operator by that kubeconfig."""
-    cluster = await connect()
-    try:
-        if kubeconfig:
-            return await operated(cluster, await new_namespace(cluster, "operated"), count, kubeconfig)
-        client = await BareClient.learn(cluster, await new_namespace(cluster, "learn"))
-        return await bare(cluster, client, await new_namespace(cluster, "bare"), count)
-    finally:
-        await cluster.close()
-
-
-def on_a_fresh_cluster(count: int, is_operated: bool) -> Any:
+def on_a_fresh_cluster(measure: Callable[[Cluster, int, Path], Awaitable[Result]], count: int) -> Result:
     """A control plane for each run: its controllers go on working at what an earlier one left."""
+
+    async def connected(kubeconfig: Path) -> Result:
+        cluster = await connect()
+        try:
+            return await measure(cluster, count, kubeconfig)
+        finally:
+            await cluster.close()
+
     with ControlPlane() as plane:
         install_definition(plane)
         os.environ["KUBECONFIG"] = str(plane.kubeconfig)
-        return asyncio.run(measure(count, plane.kubeconfig if is_operated else None))
+        return asyncio.run(connected(plane.kubeconfig))
 
 
 def main() -> None:
@@ -103,15 +106,14 @@ def main() -> None:
     for count in options.jobs:
         results = []
         for number in range(options.rounds):
-            runs = {
-                is_operated: on_a_fresh_cluster(count, is_operated) for is_operated in (number % 2 > 0, number % 2 < 1)
-            }
-            results.append((runs[False], *runs[True]))
+            alone = on_a_fresh_cluster(bare, count) if number % 2 == 0 else None
+            served = on_a_fresh_cluster(operated, count)
+            results.append((alone or on_a_fresh_cluster(bare, count), *served))
             print(f"round {number + 1}: {results[-1]}", file=sys.stderr)
-        alone, served, cpu, memory = (statistics.median(column) for column in zip(*results, strict=True))
+        client, seconds, cpu, memory = (statistics.median(column) for column in zip(*results, strict=True))
         ratio = statistics.median(one[1] / one[0] for one in results)
         per_job = f"{cpu / count * 1000:.1f} | {memory / 1e6:.0f} MB"
-        print(f"| {count:,} | {alone:.1f} | {served:.1f} | {ratio:.2f} | {per_job} |", flush=True)
+        print(f"| {count:,} | {client:.1f} | {seconds:.1f} | {ratio:.2f} | {per_job} |", flush=True)
 
 
 if __name__ == "__main__":

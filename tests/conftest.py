@@ -19,7 +19,7 @@ EMPTY = compile("", "", "exec")
 NO_API_SERVER = "no API server can be had here"
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", TOKENIZERS_PARALLELISM="false")
-# A fifth of what an API server does while it starts, and helm and kubectl do at all, is to look for garbage.
+# An API server that looks for garbage less often takes less time of two cores that all tests share.
 os.environ.setdefault("GOGC", "400")
 
 

@@ -56,7 +56,7 @@ def bart(folder: Path, seed: int = 0) -> Path:
 
 
 MODELS = {"t5": tiny.t5, "flan_t5": tiny.flan_t5, "bart": bart}
-NAMES = ["t5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flan_t5", "bart"))]
+NAMES = [pytest.param(name, marks=() if name == "t5" else pytest.mark.slow) for name in MODELS]
 
 
 @pytest.fixture(scope="module")

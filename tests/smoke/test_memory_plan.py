@@ -146,7 +146,7 @@ def test_what_checkpointing_frees_lies_in_the_heap_of_a_cpu(models: Path) -> Non
 
 @pytest.mark.parametrize("kind", list(METHODS))
 @pytest.mark.parametrize(
-    "model", ["llama", pytest.param("gpt2", marks=pytest.mark.slow), pytest.param("t5", marks=pytest.mark.slow)]
+    "model", [pytest.param(name, marks=() if name == "llama" else pytest.mark.slow) for name in ANSWERS]
 )
 def test_every_method_can_be_planned(models: Path, model: str, kind: str) -> None:
     """More rows and longer rows take more."""
