@@ -41,6 +41,28 @@ UNBOUNDED = 10**9
 LAST_LINES = 15
 """Lines of a stage's log that are shown when nobody foresaw its failure."""
 
+AGAIN = "run the same command again"
+NEXT_HERE: dict[Reason, str] = {
+    Reason.PREEMPTED: f"To resume from the last checkpoint, {AGAIN}.",
+    Reason.BAD_SPEC: f"Correct that field and {AGAIN}, with --fresh.",
+    Reason.UNSUPPORTED: f"Choose a model, objective or method that the message offers, and {AGAIN}, with --fresh.",
+    Reason.DATASET_INVALID: f"Correct the records and {AGAIN}.",
+    Reason.DATASET_UNAVAILABLE: f"Check dataset URI, path and access (--volume says where it lies), and {AGAIN}.",
+    Reason.MODEL_UNAVAILABLE: f"Check spec.model.uri, its revision and access, and {AGAIN}.",
+    Reason.MODEL_INVALID: f"Put config.json, a tokenizer and *.safetensors there, and {AGAIN}.",
+    Reason.INPUT_UNAVAILABLE: f"Check the URIs that the job names (--volume says where they lie), and {AGAIN}.",
+    Reason.ACCESS_DENIED: f"Put a valid `token` into the folder that stands for the Secret, and {AGAIN}.",
+    Reason.CHECKPOINT_MISMATCH: "The workspace holds another run: --fresh begins anew.",
+    Reason.GPU_UNAVAILABLE: f"Check this machine's driver, or set spec.resources.gpus to 0, and {AGAIN}.",
+    Reason.OUT_OF_MEMORY: f"Raise spec.resources.memory or lower training.microBatchSize, and {AGAIN}, with --fresh.",
+    Reason.DIVERGED: f"Lower training.learningRate or raise warmupRatio, and {AGAIN}, with --fresh.",
+    Reason.OUTPUT_NOT_WRITABLE: f"Make room or grant access where the message says, and {AGAIN}.",
+    Reason.ARTIFACT_PUSH_FAILED: f"The trained weights are kept: check output.uri and its access, and {AGAIN}.",
+    Reason.ARTIFACT_INVALID: f"What was read back is not what was written: mend that storage, and {AGAIN}.",
+    Reason.INTERNAL_ERROR: "This is a defect of the trainer: please report it with that log.",
+}
+"""What a person can do on their own machine, where nothing is applied and no spec.restarts is looked at."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -202,7 +224,7 @@ def _failed(stage: Stage, code: int, report: StageReport | None, workspace: Work
         known = code in list(ExitCode) and ExitCode(code) in REASONS
         reason = REASONS[ExitCode(code)] if known else Reason.INTERNAL_ERROR
     message = report.message if report is not None else f"the process ended with code {code} and left no report"
-    err.print(summary.failure(f"{stage} failed: {reason}", message, reason))
+    err.print(summary.failure(f"{stage} failed: {reason}", message, reason, steps=NEXT_HERE))
     log = workspace.log(stage)
     if reason is Reason.INTERNAL_ERROR:
         err.print(f"  [dim]the last lines of {escape(str(log))}:[/dim]")

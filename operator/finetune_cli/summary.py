@@ -3,6 +3,8 @@
 Pure: from the types of the contract to what rich can print. It knows neither cluster nor process.
 """
 
+from collections.abc import Mapping
+
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -92,20 +94,27 @@ def artifact_lines(artifact: Artifact) -> Table:
     return table
 
 
-def failure(headline: str, message: str, reason: Reason | str | None, style: str = "bold red", mark: str = "✗") -> Text:
+def failure(
+    headline: str,
+    message: str,
+    reason: Reason | str | None,
+    style: str = "bold red",
+    mark: str = "✗",
+    steps: Mapping[Reason, str] = NEXT_STEP,
+) -> Text:
     """What failed, why, and what to do next."""
     text = plain(f"{mark} {headline}", style)
     if message:
         text.append("\n  ").append_text(plain_lines(message, indent="  "))
-    step = next_step(reason)
+    step = next_step(reason, steps)
     if step and step not in message:
         text.append("\n  Next: ", style="bold").append(step)
     return text
 
 
-def next_step(reason: Reason | str | None) -> str:
+def next_step(reason: Reason | str | None, steps: Mapping[Reason, str] = NEXT_STEP) -> str:
     """What a person can do about `reason`; empty for one that asks for nothing or that this version does not know."""
-    return next((step for known, step in NEXT_STEP.items() if known == reason), "")
+    return next((step for known, step in steps.items() if known == reason), "")
 
 
 def indented(renderable: Table | Text) -> Padding:
