@@ -166,7 +166,8 @@ class Cluster:
         return await self.request("PUT", kind.path(metadata["namespace"], metadata["name"]), body=body)
 
     async def apply_status(self, kind: Kind, body: Object, manager: str) -> Object:
-        """Server-side apply of the status; raises Conflict when `metadata.uid` is not that object's."""
+        """Server-side apply of the status; raises Conflict when `metadata.resourceVersion` is not the latest. (Of a
+        custom resource's status the API server ignores `metadata.uid`.)"""
         metadata = body["metadata"]
         path = kind.path(metadata["namespace"], metadata["name"], "status")
         return await self.request("PATCH", path, {"fieldManager": manager, "force": "true"}, body)
@@ -174,7 +175,12 @@ class Cluster:
     async def merge(self, kind: Kind, namespace: str, name: str, uid: str, metadata: Object) -> Object:
         """Change metadata of that very object; None takes a field away. Raises Conflict when it is another one."""
         body = {"metadata": {"uid": uid, **metadata}}
-        return await self.request("PATCH", kind.path(namespace, name), body=body, content=MERGE)
+        try:
+            return await self.request("PATCH", kind.path(namespace, name), body=body, content=MERGE)
+        except ApiError as problem:
+            if "metadata.uid" in problem.fields:  # it is immutable, says the API server
+                raise Conflict(409, "Conflict", problem.message) from problem
+            raise
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         """Delete that very object, its dependants in the background; gone or replaced already is fine."""

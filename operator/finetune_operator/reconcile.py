@@ -1,7 +1,8 @@
 """One pass over one job: read, decide, write. The status is written once, and only if it changed: last, unless what is
 created or deleted rests on it.
 
-It decides nothing. Every write may be repeated: children are created or are there, deletions and the status name a uid.
+It decides nothing. Every write may be repeated: children are created or are there, a deletion names a uid, and the
+status the version that it is written over.
 """
 
 import logging
@@ -41,6 +42,8 @@ MILESTONES: dict[StageName, ConditionType] = {
     "train": ConditionType.EVALUATED,
     "publish": ConditionType.PUBLISHED,
 }
+WRITES = 5
+"""Tries of one status: its other half, or an edit, comes between one and the next."""
 EXISTS = Obstacle(Reason.NAME_CONFLICT, "")
 
 
@@ -64,7 +67,7 @@ class StatusWriter:
         absent: list[str] = []
         while True:
             try:
-                return await self._write(key, body["metadata"]["uid"], wire, MANAGER), tuple(absent)
+                return await self._write(key, body, wire, MANAGER), tuple(absent)
             except ApiError as problem:
                 found = NOT_DECLARED.search(problem.message)
                 if found is None or found[1] in absent:
@@ -76,14 +79,29 @@ class StatusWriter:
     async def progress(self, key: Key, uid: str, progress: api.Progress) -> None:
         """Show `progress`; a job that is gone or another by now is left alone."""
         try:
-            await self._write(key, uid, {"progress": progress.to_wire()}, PROGRESS_MANAGER)
+            body = await self._read(key, uid)
+            await self._write(key, body, {"progress": progress.to_wire()}, PROGRESS_MANAGER)
         except (NotFound, Conflict):
             log.debug("the job is gone: its progress is not written")
 
-    async def _write(self, key: Key, uid: str, status: Object, manager: str) -> Object:
-        metadata = {"namespace": key[0], "name": key[1], "uid": uid}
-        body = {"apiVersion": labels.API_VERSION, "kind": labels.KIND, "metadata": metadata, "status": status}
-        return await self._cluster.apply_status(FINETUNE_JOBS, body, manager)
+    async def _write(self, key: Key, body: Object, status: Object, manager: str) -> Object:
+        """Write over the status of the job that `body` shows, whoever else has written meanwhile."""
+        uid = body["metadata"]["uid"]
+        for _ in range(WRITES):
+            metadata = {name: body["metadata"][name] for name in ("namespace", "name", "resourceVersion")}
+            wire = {"apiVersion": labels.API_VERSION, "kind": labels.KIND, "metadata": metadata, "status": status}
+            try:
+                return await self._cluster.apply_status(FINETUNE_JOBS, wire, manager)
+            except Conflict:
+                body = await self._read(key, uid)
+        raise Conflict(409, "Conflict", f"the job was changed {WRITES} times while its status was written")
+
+    async def _read(self, key: Key, uid: str) -> Object:
+        """That very job; raises NotFound when it is gone, and Conflict when another one has its name."""
+        body = await self._cluster.request("GET", FINETUNE_JOBS.path(*key))
+        if body["metadata"]["uid"] != uid:
+            raise Conflict(409, "Conflict", "the job was deleted, and another one has its name")
+        return body
 
 
 class Reconciler:
