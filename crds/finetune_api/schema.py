@@ -6,6 +6,7 @@ It decides how a Python model is spelled in YAML. It knows no type of the contra
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -50,8 +51,10 @@ def broken_rules(value: Model, path: str = "", unions_only: bool = False) -> Ite
     for rule in value.rules:
         if rule.holds is not None and rule.is_union >= unions_only and not rule.holds(value):
             yield f"{path or value.__class__.__name__}: {rule.message}"
-    for name, field in type(value).model_fields.items():
-        below, inner = f"{path}.{field.alias or name}".removeprefix("."), getattr(value, name)
+    for key, (name, model) in _members(type(value)).items():
+        if model is None:
+            continue
+        below, inner = f"{path}.{key}".removeprefix("."), getattr(value, name)
         for number, item in enumerate(inner if isinstance(inner, list) else [inner]):
             if isinstance(item, Model):
                 yield from broken_rules(item, f"{below}[{number}]" if isinstance(inner, list) else below, unions_only)
@@ -59,14 +62,20 @@ def broken_rules(value: Model, path: str = "", unions_only: bool = False) -> Ite
 
 def unknown_fields(model: type[Model], stored: Any, path: str) -> Iterator[str]:
     """Paths of what a stored object holds and `model` does not know."""
-    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    members = _members(model)
     for key, value in stored.items() if isinstance(stored, dict) else ():
-        if key not in fields:
+        if key not in members:
             yield f"{path}.{key}"
-        elif (below := model_of(fields[key].annotation)) is not None:
+        elif (below := members[key][1]) is not None:
             for number, item in enumerate(value if isinstance(value, list) else [value]):
                 place = f"{path}.{key}[{number}]" if isinstance(value, list) else f"{path}.{key}"
                 yield from unknown_fields(below, item, place)
+
+
+@cache
+def _members(model: type[Model]) -> dict[str, tuple[str, type[Model] | None]]:
+    """For each field as it is spelled in YAML: its name in Python, and the contract model in it."""
+    return {one.alias or name: (name, model_of(one.annotation)) for name, one in model.model_fields.items()}
 
 
 def exactly_one_of(*fields: str) -> Rule:
