@@ -9,7 +9,7 @@ import logging
 import random
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
@@ -17,7 +17,6 @@ import aiohttp
 import uvloop
 
 from finetune_api import labels
-from finetune_api.reasons import Phase
 from finetune_operator import lease, logs, metrics, probes, streams, watches
 from finetune_operator.cluster import ApiError, Cluster, NoCluster, NotFound, connect
 from finetune_operator.departed import Departed
@@ -42,7 +41,8 @@ if _client is not None:
 
 log = logging.getLogger(__name__)
 
-OVER = (Phase.SUCCEEDED, Phase.FAILED)
+Object = dict[str, Any]
+
 APPLY_DEFINITION = "kubectl apply --server-side --force-conflicts -f crds/finetunejobs.yaml"
 """Without force it is refused where another manager, as Helm, has written an older one."""
 RECONCILE_SECONDS = 120
@@ -79,7 +79,7 @@ class Operator:
         self._cluster = cluster
         self._settings = settings
         self._queue: WorkQueue[Key] = WorkQueue(monotonic)
-        self._seen: dict[Key, tuple[str, int, bool]] = {}
+        self._new: dict[Key, Object] = {}
         self._live: set[Key] = set()
         self._followers = watches.Followers()
 
@@ -137,40 +137,39 @@ class Operator:
             return kopf.AiohttpSession(server=self._cluster.server, aiohttp_session=self._cluster.new_session(watch))
 
         @kopf.on.event(labels.GROUP, labels.VERSION, labels.PLURAL, registry=registry)
-        async def event(type: str | None, body: kopf.Body, **_: Any) -> None:
-            phase = body.get("status", {}).get("phase")
-            self._take(type, body["metadata"], phase)
-            self._follow(type, body, phase)
+        async def event(event: kopf.RawEvent, **_: Any) -> None:
+            self._take(event["type"], dict(event["object"]))
 
         return registry
 
-    def _take(self, type: str | None, metadata: Mapping[str, Any], phase: str | None) -> None:
-        """Queue a job that is new, was edited, or is seen in a list. Our own status writes change no generation."""
-        key = (metadata["namespace"], metadata["name"])
-        now = (metadata["uid"], metadata["generation"], "deletionTimestamp" in metadata)
-        if type in (None, "DELETED") or self._seen.get(key) != now:
-            self._queue.add(key)
-        self._seen[key] = now
-        if phase in OVER:
-            self._live.discard(key)
-        else:
-            self._live.add(key)
-
-    def _follow(self, type: str | None, body: Mapping[str, Any], phase: str | None) -> None:
-        """Queue the jobs that wait for this one when it appears, ends or goes."""
+    def _take(self, type: str | None, body: Object) -> None:
+        """Queue a job that is new, was edited, has ended or is seen in a list, and the jobs that wait for it when it
+        appears, ends or goes."""
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
-        if phase in OVER or type == "DELETED":
+        is_over = type == "DELETED" or body.get("status", {}).get("phase") in streams.OVER
+        if is_over:
+            self._live.discard(key)
             self._followers.forget(key)
         else:
+            self._live.add(key)
             self._followers.note(key, body.get("spec", {}))
-        if phase in OVER or type in ("ADDED", "DELETED"):
+        self._note_new(key, type, body)
+        self._queue.add(key)
+        if is_over or type == "ADDED":
             for follower in self._followers.of(key):
                 self._queue.add(follower)
+
+    def _note_new(self, key: Key, type: str | None, body: Object) -> None:
+        """Keep the object of a job that was just created until the first pass over it, which then need not read it."""
+        if "status" not in body and (type == "ADDED" or key in self._new):
+            self._new[key] = body
+        if "status" in body or type == "DELETED":
+            self._new.pop(key, None)
 
     def _forget(self, key: Key) -> None:
         """A job that is found to be gone, whether or not its deletion was told."""
         self._followers.forget(key)
-        self._seen.pop(key, None)
+        self._new.pop(key, None)
         self._live.discard(key)
 
     def _wake_all(self) -> None:
@@ -188,7 +187,7 @@ class Operator:
     async def _once(self, reconciler: Reconciler, key: Key) -> None:
         try:
             async with asyncio.timeout(RECONCILE_SECONDS):
-                after = await reconciler.reconcile(key)
+                after = await reconciler.reconcile(key, self._new.pop(key, None))
         except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as problem:
             metrics.reconcile_errors.inc()
             log.warning("tried again in %.1f s: %s", self._queue.retry(key), problem or repr(problem))

@@ -25,7 +25,8 @@ class Operator:
         self.namespace = namespace
         self.port = free_port()
         self.log = log
-        environment = os.environ | {"KUBECONFIG": str(kubeconfig or plane.kubeconfig)}
+        # A client that is killed leaves the keys of its kubeconfig in TMPDIR.
+        environment = os.environ | {"KUBECONFIG": str(kubeconfig or plane.kubeconfig), "TMPDIR": str(log.parent)}
         given = ["--namespaces", namespace, "--port", str(self.port), "--no-leader-elect"]
         command = [sys.executable, "-m", "finetune_operator", "--trainer-image", "trainer:1", *given, *flags]
         with log.open("ab") as output:

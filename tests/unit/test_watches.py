@@ -10,6 +10,7 @@ import pytest
 from finetune_api import labels
 from finetune_api.spec import jobs_named
 from finetune_operator.cluster import Change
+from finetune_operator.streams import News
 from finetune_operator.watches import Followers, Silence, key_of_job, key_of_pod
 
 KEY = ("team", "support-bot")
@@ -104,3 +105,46 @@ def test_only_a_uri_names_a_job() -> None:
     """The same words in a prompt, or as the value of a variable, are somebody's text."""
     words = {"evaluation": {"prompts": ["job://other", "job://"]}, "podTemplate": {"env": [{"value": "job://"}]}}
     assert jobs_named(STARTING | words) == ["first"]
+
+
+def job_line(type: str = "MODIFIED", uid: str = "a", status: dict[str, Any] | None = None, **metadata: Any) -> Any:
+    found = {"metadata": {"uid": uid, "generation": 1} | metadata}
+    return {"type": type, "object": found if status is None else found | {"status": status}}
+
+
+@pytest.mark.parametrize(
+    ("line", "is_news"),
+    [
+        (job_line(status={"phase": "Preparing"}), False),
+        (job_line(status={"phase": "Training", "progress": {"step": 3}}), False),
+        (job_line(labels={"team": "a"}), False),
+        (job_line(generation=2), True),
+        (job_line(deletionTimestamp="2026-01-01T00:00:00Z"), True),
+        (job_line(status={"phase": "Failed"}), True),
+        (job_line(status={"phase": "Succeeded"}), True),
+        (job_line("DELETED"), True),
+        (job_line("ADDED", uid="b"), True),
+        (job_line(uid="b"), True),
+    ],
+)
+def test_of_a_finetunejob_an_edit_an_end_and_a_deletion_are_news(line: Any, is_news: bool) -> None:
+    """Not what we write of it ourselves; and of one that was not heard of before, everything."""
+    news = News()
+    assert job_line("ADDED") in news
+    assert (line in news) is is_news
+
+
+def test_a_job_that_is_brought_back_is_news_each_time() -> None:
+    """It has ended, goes on after an edit, and ends again."""
+    news, failed, goes_on = News(), {"phase": "Failed"}, {"phase": "Training"}
+    life = [(1, {}), (1, failed), (2, failed), (2, goes_on), (2, goes_on), (2, failed), (2, failed)]
+    told = [job_line(generation=generation, status=status) in news for generation, status in life]
+    assert told == [True, True, True, True, False, True, False]
+
+
+def test_after_a_list_everything_is_news_once() -> None:
+    """What was told in it went by another way."""
+    news = News()
+    assert job_line() in news
+    news.forget()
+    assert [job_line() in news, job_line() in news] == [True, False]
