@@ -128,7 +128,8 @@ class Reconciler:
 
     async def reconcile(self, key: Key, new: Object | None = None) -> float | None:
         """Seconds after which to look again; None: when something changes. `new` is a job of which nothing was written
-        yet, as the watch tells it: it need not be read. It may be a moment old; the status is written over no other version."""
+        yet, as the watch tells it: it need not be read. It may be a moment old: nothing is made of it once it is gone.
+        """
         body = new or await self._cluster.get(FINETUNE_JOBS, *key)
         if body is None:
             self._reader.track(key, None)
