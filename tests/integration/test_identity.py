@@ -1,4 +1,4 @@
-"""The status is written of the very job that was looked at, over whatever somebody else wrote of it meanwhile."""
+"""What is written concerns the very object that was looked at, whatever has its name by now."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from cluster.control_plane import ControlPlane
 from finetune_api.status import FineTuneJobStatus, Progress
-from finetune_operator.cluster import Conflict, NotFound, connect
+from finetune_operator.cluster import Cluster, Conflict, NotFound, connect
+from finetune_operator.observe import CLAIMS
 from finetune_operator.reconcile import StatusWriter
 from integration.kubelet import Api, Job
 
@@ -19,15 +20,19 @@ STATUS = FineTuneJobStatus(phase="Training", observed_generation=1)
 PROGRESS = Progress(stage="train", step=3)
 
 
-def written(plane: ControlPlane, work: Callable[[StatusWriter], Awaitable[object]]) -> None:
+def asked(plane: ControlPlane, work: Callable[[Cluster], Awaitable[object]]) -> None:
     async def scenario() -> None:
         cluster = await connect({"KUBECONFIG": str(plane.kubeconfig)})
         try:
-            await work(StatusWriter(cluster))
+            await work(cluster)
         finally:
             await cluster.close()
 
     asyncio.run(scenario())
+
+
+def written(plane: ControlPlane, work: Callable[[StatusWriter], Awaitable[object]]) -> None:
+    asked(plane, lambda cluster: work(StatusWriter(cluster)))
 
 
 @pytest.mark.parametrize("is_made_anew", [False, True], ids=["deleted", "made anew"])
@@ -58,3 +63,20 @@ def test_both_halves_of_the_status_are_written_whatever_came_between(
     written(control_plane, lambda writer: writer.status(key, old, STATUS))
     assert job.body()["metadata"]["labels"] == {"team": "a"}
     assert (job.status()["phase"], job.status()["progress"]["step"]) == ("Training", 3)
+
+
+def test_a_claim_that_took_the_name_is_left_alone(control_plane: ControlPlane, api: Api, namespace: str) -> None:
+    """Its uid, which nobody can change, is the API server's reason to refuse."""
+    path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    claim = api.create(path, {"metadata": {"name": "work", "annotations": {"team": "a"}}, "spec": spec})
+    uids = (claim["metadata"]["uid"], "3a4c7d0e-0000-4000-8000-000000000000")
+
+    def taken_off(uid: str) -> None:
+        asked(control_plane, lambda cluster: cluster.merge(CLAIMS, namespace, "work", uid, {"annotations": None}))
+
+    with pytest.raises(Conflict):
+        taken_off(uids[1])
+    assert (api.get(f"{path}/work") or {})["metadata"]["annotations"] == {"team": "a"}
+    taken_off(uids[0])
+    assert "annotations" not in (api.get(f"{path}/work") or {})["metadata"]
