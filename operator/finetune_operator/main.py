@@ -79,7 +79,7 @@ class Operator:
         self._cluster = cluster
         self._settings = settings
         self._queue: WorkQueue[Key] = WorkQueue(monotonic)
-        self._new: dict[Key, Object] = {}
+        self._new = watches.NewJobs()
         self._live: set[Key] = set()
         self._followers = watches.Followers()
 
@@ -103,7 +103,7 @@ class Operator:
             reader = ProgressReader(pages, self._settings, writer.progress, self._queue.add)
             departed = Departed()
             places = Places(self._settings.workers)
-            reconciler = Reconciler(self._cluster, self._settings, reader, writer, departed, self._forget, places)
+            reconciler = Reconciler(self._cluster, self._settings, reader, writer, departed, self._note, places)
             background = [
                 self._queue.keep_time(),
                 self._sweep(),
@@ -144,33 +144,24 @@ class Operator:
 
     def _take(self, type: str | None, body: Object) -> None:
         """Queue a job that is new, was edited, has ended or is seen in a list, and the jobs that wait for it when it
-        appears, ends or goes."""
+        appears, ends or goes. What is known of a job is noted by the pass: the events of two jobs of one name, one
+        after the other, may come in any order."""
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
-        is_over = type == "DELETED" or body.get("status", {}).get("phase") in streams.OVER
-        if is_over:
+        has_ended = body.get("status", {}).get("phase") in streams.OVER
+        self._new.note(key, type, body)
+        self._queue.add(key)
+        if has_ended or type in ("ADDED", "DELETED"):
+            for follower in self._followers.of(key):
+                self._queue.add(follower)
+
+    def _note(self, key: Key, spec: Object | None) -> None:
+        """What a pass found: the spec of a job that may still change; None where it has ended or is gone."""
+        if spec is None:
             self._live.discard(key)
             self._followers.forget(key)
         else:
             self._live.add(key)
-            self._followers.note(key, body.get("spec", {}))
-        self._note_new(key, type, body)
-        self._queue.add(key)
-        if is_over or type == "ADDED":
-            for follower in self._followers.of(key):
-                self._queue.add(follower)
-
-    def _note_new(self, key: Key, type: str | None, body: Object) -> None:
-        """Keep the object of a job that was just created until the first pass over it, which then need not read it."""
-        if "status" not in body and (type == "ADDED" or key in self._new):
-            self._new[key] = body
-        if "status" in body or type == "DELETED":
-            self._new.pop(key, None)
-
-    def _forget(self, key: Key) -> None:
-        """A job that is found to be gone, whether or not its deletion was told."""
-        self._followers.forget(key)
-        self._new.pop(key, None)
-        self._live.discard(key)
+            self._followers.note(key, spec)
 
     def _wake_all(self) -> None:
         """Queue every job that may still change: something was listed anew, and what went meanwhile is in no list."""
@@ -187,7 +178,7 @@ class Operator:
     async def _once(self, reconciler: Reconciler, key: Key) -> None:
         try:
             async with asyncio.timeout(RECONCILE_SECONDS):
-                after = await reconciler.reconcile(key, self._new.pop(key, None))
+                after = await reconciler.reconcile(key, self._new.take(key))
         except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as problem:
             metrics.reconcile_errors.inc()
             log.warning("tried again in %.1f s: %s", self._queue.retry(key), problem or repr(problem))

@@ -114,12 +114,13 @@ class Reconciler:
         reader: ProgressReader,
         writer: StatusWriter,
         departed: Departed,
-        gone: Callable[[Key], None],
+        note: Callable[[Key, Object | None], None],
         places: Places,
     ) -> None:
-        """`gone` is told of each job that no longer exists; each pass has one of the `places`."""
+        """`note` is told the spec of each job that may still change, as it is stored, and None of one that has ended or
+        is gone; each pass has one of the `places`."""
         self._places = places
-        self._gone = gone
+        self._note = note
         self._departed = departed
         self._cluster = cluster
         self._settings = settings
@@ -134,7 +135,7 @@ class Reconciler:
         if body is None:
             self._reader.track(key, None)
             metrics.forget(key)
-            self._gone(key)
+            self._note(key, None)
             return None
         return await self._finish(key, *await self._act(key, body))
 
@@ -225,6 +226,7 @@ class Reconciler:
         if is_over:
             self._departed.forget(metadata.uid)
         self._reader.track(key, None if is_over else _target(observed))
+        self._note(key, None if is_over else body["spec"])
         return decided.requeue_after
 
     async def _tell(self, event: Object) -> None:

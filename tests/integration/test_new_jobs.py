@@ -31,7 +31,7 @@ def one_pass(plane: ControlPlane, job: Job, told: Object | None) -> None:
             async with page_session() as pages:
                 writer = StatusWriter(cluster)
                 reader = ProgressReader(pages, settings, writer.progress, lambda _: None)
-                look = Reconciler(cluster, settings, reader, writer, Departed(), lambda _: None, Places(1))
+                look = Reconciler(cluster, settings, reader, writer, Departed(), lambda *_: None, Places(1))
                 await look.reconcile((job.namespace, job.name), told)
         finally:
             await cluster.close()
