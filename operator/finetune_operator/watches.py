@@ -23,6 +23,9 @@ SETTLE_SECONDS = 0.1
 """A Kubernetes Job and its pod change together: one look serves both."""
 BEARABLE_SECONDS = MappingProxyType({"Job": 20.0, "Pod": 40.0})
 """Nobody tells when a Kubernetes Job cannot make its pod, nor when no scheduler looks at a pod."""
+LOOKS_PER_SECOND = 10
+"""At what is silent: most of all Jobs, after a burst that the Job controller does not keep up with. Each look is half a
+dozen requests."""
 
 
 class Silence:
@@ -34,6 +37,7 @@ class Silence:
         self._look = look
         self._bearable = bearable
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._next_at = 0.0
 
     def note(self, kind: str, change: Change) -> None:
         """What was told of a Kubernetes Job or a pod of ours."""
@@ -47,7 +51,10 @@ class Silence:
 
     def _end(self, uid: str, key: Key) -> None:
         del self._timers[uid]
-        self._look(key, SETTLE_SECONDS)
+        now = asyncio.get_running_loop().time()
+        at = max(now, self._next_at)
+        self._next_at = at + 1 / LOOKS_PER_SECOND
+        self._look(key, at - now + SETTLE_SECONDS)
 
 
 class NewJobs:

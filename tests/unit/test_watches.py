@@ -80,6 +80,22 @@ def test_what_nobody_tells_of_is_looked_at_in_time(told: list[tuple[str, Change]
     assert looks == [KEY] * is_looked_at
 
 
+def test_what_is_silent_by_the_hundred_is_looked_at_one_after_the_other() -> None:
+    """A Job controller that does not keep up is not to serve us as well; the first are looked at at once."""
+    waits: list[float] = []
+
+    async def scenario() -> None:
+        silence = Silence(lambda _, seconds: waits.append(seconds), {"Job": 0})
+        for number in range(100):
+            silence.note(*told_of("Job", "ADDED", str(number)))
+        await asyncio.sleep(0.05)
+
+    asyncio.run(scenario())
+    assert len(waits) == 100
+    assert waits == sorted(waits)
+    assert waits[0] < 1 < 9 < waits[-1] < 11
+
+
 STARTING = {"method": {"lora": {"startFrom": {"adapters": [{"uri": "job://first"}, {"uri": "pvc://models/a"}]}}}}
 
 
