@@ -219,8 +219,10 @@ _TOLD = (
 _FAILS = re.compile(
     r"Internal error occurred|failed calling webhook|request did not complete|etcdserver:|deadline exceeded|[Tt]imeout"
     r"|timed out|unable to handle the request|[Tt]oo many requests|connection (refused|reset)|unexpected EOF|dial tcp"
+    r"|\b(Get|Post|Put|Patch|Delete) \"https?://"
 )
-"""The words of an API server that fails, where no status code is told beside them."""
+"""The words of an API server that fails, where no status code is told beside them; the last are those of Go's HTTP
+client for a request that got no answer, whatever broke it."""
 _ANSWERS = re.compile(r"is forbidden|is invalid|denied (the )?request")
 
 

@@ -380,6 +380,13 @@ def test_a_container_that_never_started_keeps_a_pod_alive_too() -> None:
             "PodReferenceNotFound",
         ),
         ('pods "a" is forbidden: pod rejected: RuntimeClass "kata" not found', "PodReferenceNotFound"),
+        ('Post "https://10.0.0.1/api/v1/pods": stream error: stream ID 9; INTERNAL_ERROR', "ServerUnavailable"),
+        ('Post "https://10.0.0.1/api/v1/pods": http2: client connection lost', "ServerUnavailable"),
+        ('Post "https://api/api/v1/pods": x509: certificate has expired', "ServerUnavailable"),
+        (
+            'admission webhook "images.corp" denied the request: Get "https://registry/v2/": no such host',
+            "PolicyDenied",
+        ),
     ],
 )
 def test_why_a_kubernetes_job_makes_no_pod(words: str, reason: str) -> None:
