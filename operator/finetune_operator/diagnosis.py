@@ -78,8 +78,15 @@ _NO_VOLUME = re.compile(
 )
 """Its words for a claim that is missing, unbound, lost, too large or in use, rather than for nodes that do not fit."""
 _SCHEDULER = "FailedScheduling: "
-_PASSING = ("failed to sync", "FailedToRetrieveImagePullSecret")
-"""Warnings that stop nothing: the kubelet's caches lag behind a fresh pod, and an image may need no pull secret."""
+_PASSING = (
+    "failed to sync",
+    "FailedToRetrieveImagePullSecret",
+    "AlreadyMountedVolume",
+    "DNSConfigForming",
+    "MissingClusterDNS",
+)
+"""Warnings that stop nothing: the kubelet's caches lag behind a fresh pod, an image may need no pull secret, another
+pod has the volume with another fsGroup, some search domains are left out (kubernetes: pkg/kubelet/events/event.go)."""
 _STORAGE = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "VolumeResizeFailed")
 _LARGEST = 2**53
 """Integers beyond it do not survive JSON, and the API server refuses the whole status."""

@@ -322,6 +322,7 @@ ATTACHED = 'AttachVolume.Attach succeeded for volume "pv-{}"'
         ([("Normal", "Pulling", 4, "")], True),
         ([("Normal", "NotTriggerScaleUp", 9, "")], True),
         ([("Warning", "FailedToRetrieveImagePullSecret", 9, "")], True),
+        ([("Warning", "DNSConfigForming", 9, "Search Line limits were exceeded")], True),
         ([("Normal", "Pulling", 9, ""), ("Warning", "FailedAttachVolume", 12, ATTACH)], True),
     ],
 )
@@ -395,6 +396,25 @@ def test_why_a_kubernetes_job_makes_no_pod(words: str, reason: str) -> None:
     found = unmade(job)
     assert found is not None
     assert (found.reason, words in found.message) == (reason, True)
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (
+            "AlreadyMountedVolume",
+            "The requested fsGroup is 1000660000, but the volume models has GID 10001. The volume…",
+        ),
+        ("DNSConfigForming", "Search Line limits were exceeded, some search paths have been omitted"),
+        ("MissingClusterDNS", "kubelet does not have ClusterDNS IP configured and cannot create Pod using it"),
+        ("FailedToRetrieveImagePullSecret", "Unable to retrieve some image pull secrets (regcred)"),
+        ("FailedMount", "MountVolume.SetUp failed: failed to sync configmap cache: timed out waiting"),
+    ],
+)
+def test_a_warning_that_stops_nothing_is_no_obstacle(reason: str, words: str) -> None:
+    """The pod starts in spite of it; meanwhile nobody is told to mend anything."""
+    body = {"metadata": {"name": "a", "uid": "u", "labels": {STAGE_LABEL: "train"}}, "status": {"phase": "Pending"}}
+    assert obstacle(replace(read_pod(body, [event("Warning", reason, 5, words)]), is_scheduled=True), NOW) is None
 
 
 def test_which_kubernetes_jobs_lack_a_pod() -> None:
