@@ -79,7 +79,6 @@ class Operator:
         self._cluster = cluster
         self._settings = settings
         self._queue: WorkQueue[Key] = WorkQueue(monotonic)
-        self._new = watches.NewJobs()
         self._live: set[Key] = set()
         self._followers = watches.Followers()
 
@@ -148,7 +147,6 @@ class Operator:
         after the other, may come in any order."""
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
         has_ended = body.get("status", {}).get("phase") in streams.OVER
-        self._new.note(key, type, body)
         self._queue.add(key)
         if has_ended or type in ("ADDED", "DELETED"):
             for follower in self._followers.of(key):
@@ -178,7 +176,7 @@ class Operator:
     async def _once(self, reconciler: Reconciler, key: Key) -> None:
         try:
             async with asyncio.timeout(RECONCILE_SECONDS):
-                after = await reconciler.reconcile(key, self._new.take(key))
+                after = await reconciler.reconcile(key)
         except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as problem:
             metrics.reconcile_errors.inc()
             log.warning("tried again in %.1f s: %s", self._queue.retry(key), problem or repr(problem))

@@ -127,11 +127,10 @@ class Reconciler:
         self._reader = reader
         self._writer = writer
 
-    async def reconcile(self, key: Key, new: Object | None = None) -> float | None:
-        """Seconds after which to look again; None: when something changes. `new` is a job of which nothing was written
-        yet, as the watch tells it: it need not be read. It may be a moment old: nothing is made of it once it is gone.
-        """
-        body = new or await self._cluster.get(FINETUNE_JOBS, *key)
+    async def reconcile(self, key: Key) -> float | None:
+        """Seconds after which to look again; None: when something changes. The job is read, and not taken as a watch
+        told it: a stream that was opened under an older definition leaves out what that does not have."""
+        body = await self._cluster.get(FINETUNE_JOBS, *key)
         if body is None:
             self._reader.track(key, None)
             metrics.forget(key)
