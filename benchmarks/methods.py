@@ -176,14 +176,14 @@ def plain_stage(stage: str, run: str) -> int:
 def train_stage(run_file: str) -> int:
     """The train stage: when each step ended, and the peak memory of its process."""
     from finetune_api.run import read_run
-    from finetune_trainer.imports import leave_out_unused
+    from finetune_trainer.runtime.optional_imports import leave_out_unused
 
     run, ticks = read_run(Path(run_file)), []
     leave_out_unused(run.spec)
 
-    from finetune_trainer.report import Progress
+    from finetune_trainer.runtime.progress import Progress
+    from finetune_trainer.runtime.workspace import Workspace
     from finetune_trainer.train import train
-    from finetune_trainer.workspace import Workspace
 
     class Timed(Progress):
         def update(self, **fields: Any) -> None:
@@ -202,11 +202,11 @@ def bare_loop(run_file: str) -> int:
     import torch
 
     from finetune_api.run import read_run
-    from finetune_trainer.callbacks import StopRequest
     from finetune_trainer.device import use_cores
-    from finetune_trainer.report import Progress
+    from finetune_trainer.runtime.progress import Progress
+    from finetune_trainer.runtime.stop import StopRequest
+    from finetune_trainer.runtime.workspace import Workspace
     from finetune_trainer.train import assemble, stage_of
-    from finetune_trainer.workspace import Workspace
 
     run = read_run(Path(run_file))
     use_cores()
@@ -238,11 +238,11 @@ def reopened(run_file: str) -> int:
     """How far the held-out loss of the published files, opened in this process, is from what the stage reported."""
     from finetune_api.run import read_run
     from finetune_trainer import device, modelling, results
-    from finetune_trainer.callbacks import StopRequest
     from finetune_trainer.methods import METHODS as IMPLEMENTED
-    from finetune_trainer.report import Progress
+    from finetune_trainer.runtime.progress import Progress
+    from finetune_trainer.runtime.stop import StopRequest
+    from finetune_trainer.runtime.workspace import Workspace
     from finetune_trainer.train import assemble, stage_of
-    from finetune_trainer.workspace import Workspace
 
     run = read_run(Path(run_file))
     device.use_cores()
@@ -267,7 +267,7 @@ def noise(run_file: str) -> int:
 
     from finetune_api.run import read_run
     from finetune_trainer import device, merge, prepared
-    from finetune_trainer.workspace import Workspace
+    from finetune_trainer.runtime.workspace import Workspace
 
     run = read_run(Path(run_file))
     if not run.spec.output.merge:

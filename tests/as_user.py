@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from finetune_trainer.prepare import prepare
-from finetune_trainer.shell import run_stage
+from finetune_trainer.runtime.process import run_stage
 from preparing import Count
 
 USER = 10001

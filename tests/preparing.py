@@ -12,12 +12,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from finetune_api.events import StageReport
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.failures import Failure
 from finetune_trainer.parameters import Parameters
 from finetune_trainer.prepare import prepare
 from finetune_trainer.prepared import Prepared, read_prepared
-from finetune_trainer.report import Progress
-from finetune_trainer.workspace import Workspace
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.progress import Progress
+from finetune_trainer.runtime.workspace import Workspace
 
 PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
 CHATML = (

@@ -12,11 +12,11 @@ import torch
 import preparing
 import tiny
 from finetune_api.run import Run
-from finetune_trainer.callbacks import StopRequest
 from finetune_trainer.finetuner import FineTuner, Rows
-from finetune_trainer.report import Progress
+from finetune_trainer.runtime.progress import Progress
+from finetune_trainer.runtime.stop import StopRequest
+from finetune_trainer.runtime.workspace import Workspace
 from finetune_trainer.train import Stage, assemble, stage_of, train
-from finetune_trainer.workspace import Workspace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread only costs on models of this size
 

@@ -20,7 +20,7 @@ from e2e.kubectl import Kubectl
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.device import arithmetic
 from finetune_trainer.prepared import open_split, read_prepared
-from finetune_trainer.workspace import Workspace
+from finetune_trainer.runtime.workspace import Workspace
 
 pytestmark = pytest.mark.timeout(1200)
 

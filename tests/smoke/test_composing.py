@@ -27,14 +27,14 @@ from finetune_api.status import EvaluationResult
 from finetune_trainer import checkpoints, modelling, results
 from finetune_trainer.choices import row
 from finetune_trainer.composition import Composer, Part
-from finetune_trainer.failures import Failure
 from finetune_trainer.memory import PlannedModel, Shape
 from finetune_trainer.objectives.sft import SftTrainer
 from finetune_trainer.prepare import prepare
 from finetune_trainer.publish import publish
-from finetune_trainer.report import Progress
-from finetune_trainer.state import sha256
-from finetune_trainer.workspace import Workspace
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.files import sha256
+from finetune_trainer.runtime.progress import Progress
+from finetune_trainer.runtime.workspace import Workspace
 from tolerance import PASS, WEIGHT, InDouble, assert_close, doubled
 from training import STEPS, Pair, Prepared, StopAfter, prepared
 

@@ -22,7 +22,7 @@ import servers
 from finetune_api.reasons import Reason
 from finetune_api.run import Downloads
 from finetune_trainer import hub, web
-from finetune_trainer.failures import Failure
+from finetune_trainer.runtime.failures import Failure
 
 BODY = b'{"text": "a"}\n'
 ALLOWED = Downloads(allow=["localhost"])

@@ -25,14 +25,14 @@ import training
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_trainer import choices, modelling, results
-from finetune_trainer.failures import Failure
 from finetune_trainer.finetuner import FineTuner
 from finetune_trainer.memory import PlannedModel
 from finetune_trainer.methods import METHODS
 from finetune_trainer.modelling import Head
 from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.publish import publish
-from finetune_trainer.report import Progress
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.samples import answers
 from tolerance import PASS, WEIGHT, InDouble, assert_close, doubled
 from training import METHODS as OPTIONS

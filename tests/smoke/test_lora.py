@@ -13,11 +13,11 @@ import tiny
 from finetune_api.methods import Lora
 from finetune_api.reasons import Reason
 from finetune_trainer import modelling, results
-from finetune_trainer.failures import Failure
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.lora_linear import hasten
 from finetune_trainer.modelling import LoadedModel
 from finetune_trainer.objectives.sft import SftTrainer
+from finetune_trainer.runtime.failures import Failure
 from tolerance import PASS, WEIGHT, InDouble, assert_close, doubled
 from training import Pair, Prepared, prepared
 

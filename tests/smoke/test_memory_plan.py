@@ -14,12 +14,12 @@ import pytest
 import tiny
 from finetune_api.quantities import bytes_of, gibibytes
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.failures import Failure
 from finetune_trainer.fitting import Load, fitted, largest
 from finetune_trainer.memory import CPU_HOLES, PlannedModel, Shape
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.qlora import four_bit_bytes
 from finetune_trainer.rehearsal import Stage
+from finetune_trainer.runtime.failures import Failure
 
 LLAMA_8B = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,

@@ -19,9 +19,9 @@ from torch import nn
 
 from finetune_api.reasons import Reason
 from finetune_trainer import checkpoints, results
-from finetune_trainer.failures import Failure
 from finetune_trainer.memory import moment_bytes
-from finetune_trainer.report import Progress
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.progress import Progress
 from training import STEPS, Pair, Prepared, StopAfter, prepared
 
 SMALL = 4096

@@ -24,7 +24,6 @@ from finetune_api.methods import Adapter, Method, QaLora, UniPelt
 from finetune_api.reasons import Reason
 from finetune_trainer import modelling
 from finetune_trainer.adapters import load_adapter
-from finetune_trainer.failures import Failure
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.blocks import ARCHITECTURES
 from finetune_trainer.methods.own import WEIGHTS
@@ -32,6 +31,7 @@ from finetune_trainer.methods.qalora import QuantizedLinear, dequantized, quanti
 from finetune_trainer.methods.unipelt import gated_prefix_attention
 from finetune_trainer.modelling import Head, LoadedModel
 from finetune_trainer.objectives import OBJECTIVES
+from finetune_trainer.runtime.failures import Failure
 from tolerance import PASS, WEIGHT, InDouble, assert_close, bound, doubled
 from training import MODELS, Pair, StopAfter, prepared
 

@@ -18,9 +18,9 @@ import tiny
 from finetune_api.methods import Method
 from finetune_api.reasons import Reason
 from finetune_trainer import modelling, results
-from finetune_trainer.failures import Failure
 from finetune_trainer.methods import METHODS
 from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.runtime.failures import Failure
 from tolerance import PASS, WEIGHT, InDouble, assert_close, bound, doubled
 from training import Pair, prepared
 

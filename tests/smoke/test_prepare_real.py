@@ -12,8 +12,8 @@ import torch
 import preparing
 import tiny
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.failures import Failure
 from finetune_trainer.parameters import Parameters
+from finetune_trainer.runtime.failures import Failure
 
 LORA = {"method": {"lora": {"rank": 4}}}
 LORA_PARAMETERS = (

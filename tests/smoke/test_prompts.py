@@ -22,14 +22,14 @@ import tiny
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_trainer import modelling
-from finetune_trainer.failures import Failure
 from finetune_trainer.finetuner import FineTuner
 from finetune_trainer.memory import PlannedModel
 from finetune_trainer.methods import METHODS
 from finetune_trainer.modelling import Head, LoadedModel
 from finetune_trainer.objectives import OBJECTIVES
-from finetune_trainer.report import Progress
 from finetune_trainer.results import Baseline
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.progress import Progress
 from tolerance import PASS, InDouble, assert_close, doubled
 from training import MODELS, Pair, prepared
 

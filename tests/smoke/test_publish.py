@@ -16,11 +16,11 @@ import torch
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
 from finetune_trainer import merge, results
-from finetune_trainer.failures import Failure
 from finetune_trainer.model_card import model_card
 from finetune_trainer.publish import publish, verify
-from finetune_trainer.report import Progress
-from finetune_trainer.state import sha256
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.files import sha256
+from finetune_trainer.runtime.progress import Progress
 from tolerance import WEIGHT, InDouble, assert_close, doubled
 from training import Pair, Prepared, prepared
 

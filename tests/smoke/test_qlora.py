@@ -25,12 +25,12 @@ from finetune_api.methods import Lora
 from finetune_api.methods import QLora as Options
 from finetune_api.reasons import Reason
 from finetune_trainer import modelling
-from finetune_trainer.failures import Failure
 from finetune_trainer.finetuner import FineTuner
 from finetune_trainer.methods import METHODS
 from finetune_trainer.modelling import Head, LoadedModel
 from finetune_trainer.publish import publish
-from finetune_trainer.report import Progress
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.progress import Progress
 from tolerance import PASS, WEIGHT, InDouble, assert_close, bound, doubled
 from training import Pair, Prepared, prepared
 

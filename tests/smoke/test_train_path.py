@@ -22,15 +22,15 @@ from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer import modelling, results
-from finetune_trainer.callbacks import StopRequest
-from finetune_trainer.failures import Failure
 from finetune_trainer.finetuner import FineTuner
 from finetune_trainer.losses import linear_cross_entropy
 from finetune_trainer.memory import PlannedModel
 from finetune_trainer.objectives.sft import SftTrainer
-from finetune_trainer.report import Progress
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.progress import Progress
+from finetune_trainer.runtime.stop import StopRequest
+from finetune_trainer.runtime.workspace import Workspace
 from finetune_trainer.train import assemble, follow
-from finetune_trainer.workspace import Workspace
 from tolerance import PASS, InDouble, assert_close, doubled
 from training import STEPS, Pair, Prepared, StopAfter, gradient_of, prepared, some, with_learnt
 

@@ -20,14 +20,14 @@ import preparing
 from adapters import adapter
 from as_user import USER
 from finetune_api.run import Run
-from finetune_trainer import volumes
 from finetune_trainer.base_model import check_unchanged
 from finetune_trainer.data.tokenizer import load
-from finetune_trainer.failures import Failure
 from finetune_trainer.output import check_output
 from finetune_trainer.prepared import read_prepared
-from finetune_trainer.report import Progress
-from finetune_trainer.workspace import Workspace
+from finetune_trainer.runtime import volumes
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.progress import Progress
+from finetune_trainer.runtime.workspace import Workspace
 from preparing import jsonl, prepared
 
 ROWS = [{"prompt": f"q{number}", "completion": f"a{number}"} for number in range(40)]

@@ -26,7 +26,7 @@ from finetune_cli.terminal import Screen
 from finetune_cli.validation import check
 from finetune_cli.verdict import report
 from finetune_operator.logs import JsonLines
-from finetune_trainer import shell
+from finetune_trainer.runtime import process
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 EVIL = "\x1b]0;title\x07\x1b[2J\x9b31m\x7f\u202e\u2028[red]x[/red]\r\nbot: Succeeded"
@@ -123,7 +123,7 @@ def test_a_line_of_the_operators_log_is_readable_json() -> None:
 
 def test_a_line_of_the_trainers_log_cannot_pose_as_another(capsys: pytest.CaptureFixture[str]) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(shell.Lines("%(asctime)s train: %(message)s", "%H:%M:%S"))
+    handler.setFormatter(process.Lines("%(asctime)s train: %(message)s", "%H:%M:%S"))
     log = logging.getLogger("test-of-lines")
     log.addHandler(handler)
     try:

@@ -11,7 +11,7 @@ import pytest
 
 from finetune_trainer.data.faults import Faults
 from finetune_trainer.data.formats import DataFile, Row, format_of, rows
-from finetune_trainer.failures import Failure
+from finetune_trainer.runtime.failures import Failure
 
 PLAIN = [{"prompt": "a", "completion": 'é\n,"x'}, {"prompt": "b", "completion": "2"}]
 

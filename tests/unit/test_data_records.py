@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 
 from finetune_api.spec import Source
-from finetune_trainer.data.faults import BadRecordError
 from finetune_trainer.data.records import Record, shape_of
-from finetune_trainer.failures import Failure
+from finetune_trainer.runtime.failures import BadRecordError, Failure
 
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 

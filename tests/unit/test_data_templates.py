@@ -7,9 +7,8 @@ import pytest
 
 import preparing
 from finetune_api.reasons import Reason
-from finetune_trainer.data.faults import BadRecordError
 from finetune_trainer.data.templates import ChatTemplate
-from finetune_trainer.failures import Failure
+from finetune_trainer.runtime.failures import BadRecordError, Failure
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 CHAT = [

@@ -10,7 +10,7 @@ import preparing
 from finetune_trainer.data import tokenizer as tokenizers_of_models
 from finetune_trainer.data.records import Kind, Record
 from finetune_trainer.data.tokens import Encoder, Example, Renderer
-from finetune_trainer.failures import Failure
+from finetune_trainer.runtime.failures import Failure
 
 CHAT = [
     {"role": "user", "content": "q"},

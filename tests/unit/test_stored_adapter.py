@@ -10,7 +10,7 @@ import pytest
 
 from adapters import LAYER, PREFIX, adapter, factors
 from finetune_api.reasons import Reason
-from finetune_trainer.failures import Failure
+from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.stored_adapter import StoredAdapter
 from finetune_trainer.tensor_file import TensorFile
 

@@ -22,10 +22,10 @@ from finetune_api import labels
 from finetune_api.events import TERMINATION_LIMIT, ProgressReport, StageReport
 from finetune_api.reasons import Reason
 from finetune_api.status import EvaluationResult, Sample
-from finetune_trainer import shell
-from finetune_trainer.failures import CODES, Failure
-from finetune_trainer.report import Progress, Server, serve
-from finetune_trainer.workspace import new_folder, write_file
+from finetune_trainer.runtime import process
+from finetune_trainer.runtime.failures import CODES, Failure
+from finetune_trainer.runtime.files import new_folder, write_file
+from finetune_trainer.runtime.progress import Progress, Server, serve
 
 
 def ended(folder: Path, stage: Callable[..., StageReport]) -> tuple[int, dict[str, Any]]:
@@ -34,7 +34,7 @@ def ended(folder: Path, stage: Callable[..., StageReport]) -> tuple[int, dict[st
     (folder / "run.json").write_text(json.dumps(run.to_wire()))
     before = signal.getsignal(signal.SIGTERM)
     try:
-        code = shell.run_stage("train", lambda _: stage, folder / "run.json", 0, folder / "termination")
+        code = process.run_stage("train", lambda _: stage, folder / "run.json", 0, folder / "termination")
     finally:
         signal.signal(signal.SIGTERM, before)
     return code, json.loads((folder / "termination").read_bytes())
@@ -164,7 +164,7 @@ class Terminal(io.StringIO):
 def test_progress_bars_are_drawn_on_a_terminal_alone() -> None:
     """There they begin, and are wiped, by going back to the line's beginning; in a log each is a line."""
     for stream, expected in ((Terminal(), "\r 10 %\r 20 %\r    \ra\nb"), (io.StringIO(), "\n 10 %\n 20 %\n    \na\nb")):
-        printable = shell.Printable(stream)
+        printable = process.Printable(stream)
         for text in ("\r 10 %", "\r 20 %", "\r    \r", "a\rb"):
             assert printable.write(text) == len(text)
         printable.flush()
@@ -207,7 +207,7 @@ def test_a_bad_run_file_is_a_bad_spec(tmp_path: Path, content: str | None, messa
     if content is not None:
         path.write_text(content)
     before = signal.getsignal(signal.SIGTERM)
-    code = shell.run_stage("prepare", lambda _: raising(AssertionError()), path, 0, tmp_path / "termination")
+    code = process.run_stage("prepare", lambda _: raising(AssertionError()), path, 0, tmp_path / "termination")
     signal.signal(signal.SIGTERM, before)
     report = json.loads((tmp_path / "termination").read_bytes())
     assert (code, report["reason"]) == (64, "BadSpec")
@@ -225,10 +225,10 @@ def test_a_report_always_fits_into_a_termination_message(text: str) -> None:
     """Samples go first; what is left of the message is its beginning."""
     samples = [Sample(prompt="p" * 4000, before=text * 300, after="") for _ in range(8)]
     report = StageReport(
-        stage="train", message=shell.bounded("begin " + text * 5000), evaluation=EvaluationResult(samples=samples)
+        stage="train", message=process.bounded("begin " + text * 5000), evaluation=EvaluationResult(samples=samples)
     )
     assert len(report.message) <= 2048
-    body = shell.encoded(report)
+    body = process.encoded(report)
     assert len(body) <= TERMINATION_LIMIT
     parsed = StageReport.model_validate_json(body)
     assert parsed.message.startswith("begin")

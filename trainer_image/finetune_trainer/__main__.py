@@ -17,9 +17,9 @@ from pathlib import Path
 
 from finetune_api import labels
 from finetune_api.run import Run
-from finetune_trainer import imports
-from finetune_trainer.report import ALL_INTERFACES
-from finetune_trainer.shell import StageFunction, run_stage
+from finetune_trainer.runtime import optional_imports
+from finetune_trainer.runtime.process import StageFunction, run_stage
+from finetune_trainer.runtime.progress import ALL_INTERFACES
 
 OFFLINE_STAGES = ("train", "publish")
 """Stages that need no model hub: prepare has fetched what has to be fetched."""
@@ -68,14 +68,14 @@ def _prepare(run: Run) -> StageFunction:
 
 
 def _train(run: Run) -> StageFunction:
-    imports.leave_out_unused(run.spec)
+    optional_imports.leave_out_unused(run.spec)
     from finetune_trainer.train import train
 
     return train
 
 
 def _publish(run: Run) -> StageFunction:
-    imports.leave_out_unused(run.spec)
+    optional_imports.leave_out_unused(run.spec)
     from finetune_trainer.publish import publish
 
     return publish

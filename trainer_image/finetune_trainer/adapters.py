@@ -11,10 +11,10 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from finetune_api.reasons import Reason
-from finetune_trainer.failures import Failure
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.own import read_page
 from finetune_trainer.modelling import LoadedModel
+from finetune_trainer.runtime.failures import Failure
 
 
 def load_adapter(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:

@@ -18,12 +18,12 @@ from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_trainer import hub
 from finetune_trainer.data.tokenizer import FILES, read_json
-from finetune_trainer.failures import Failure
-from finetune_trainer.output import megabytes
 from finetune_trainer.prepared import Prepared
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.files import beside, megabytes, new_folder, write_file
+from finetune_trainer.runtime.volumes import Named
+from finetune_trainer.runtime.workspace import Workspace
 from finetune_trainer.tensor_file import TensorFile
-from finetune_trainer.volumes import Named
-from finetune_trainer.workspace import Workspace, new_folder, write_file
 
 log = logging.getLogger(__name__)
 
@@ -142,14 +142,6 @@ def _check_files(run: Run, where: Named, folder: Path) -> None:
             where.proven(run, path)
             if path.name in CONFIGS or path.suffix == ".safetensors":
                 path.open("rb").close()  # libraries tell a refusal as a broken file
-
-
-def beside(path: Path) -> str:
-    """What lies where `path` should be, for the message that it is missing."""
-    parent = next(parent for parent in path.parents if parent.is_dir())
-    names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
-    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-    return f"; {parent.name or parent} holds: {shown or 'nothing'}"
 
 
 def _fetched(run: Run, workspace: Workspace) -> tuple[Path, str]:

@@ -4,21 +4,17 @@ It decides when. It knows no objective and no method: a model with a loss is all
 """
 
 import logging
-import signal
-import threading
 import time
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.checkpoints import Store
-from finetune_trainer.failures import Failure
 from finetune_trainer.finetuner import FineTuner, Rows
-from finetune_trainer.report import Progress
+from finetune_trainer.runtime.progress import Progress
+from finetune_trainer.runtime.stop import StopRequest
 from finetune_trainer.state import Event, RunState
 
 log = logging.getLogger(__name__)
@@ -59,34 +55,6 @@ def timetable(spec: FineTuneJobSpec, total_steps: int) -> Timetable:
         patience=stopping.patience if stopping else None,
         min_delta=stopping.min_delta if stopping else 0.0,
     )
-
-
-class StopRequest:
-    """Set by SIGTERM and SIGINT, looked at where the run can be left without loss."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def install(self) -> None:
-        """Answer SIGTERM and SIGINT from now on; a second SIGINT ends the process at once."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.is_set():
-            raise KeyboardInterrupt
-        self.set()
-
-    def set(self) -> None:
-        self._event.set()
-
-    def is_set(self) -> bool:
-        return self._event.is_set()
-
-    def check(self) -> None:
-        """Raise Failure if a stop was asked for: for work that is done again by the next attempt."""
-        if self.is_set():
-            raise Failure(Reason.PREEMPTED, "asked to stop; the next attempt goes on from the last checkpoint")
 
 
 class Course(TrainerCallback):

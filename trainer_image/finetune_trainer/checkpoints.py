@@ -27,9 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from finetune_api.reasons import Reason
-from finetune_trainer.failures import Failure
-from finetune_trainer.state import Identity, RunState, check_identity, sha256
-from finetune_trainer.workspace import new_folder
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.files import new_folder, sha256
+from finetune_trainer.state import Identity, RunState, check_identity
 
 log = logging.getLogger(__name__)
 

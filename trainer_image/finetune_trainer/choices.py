@@ -14,9 +14,9 @@ from typing import Any
 from finetune_api.methods import Method
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.base_model import is_encoder_decoder, longest_input
-from finetune_trainer.failures import Failure
 from finetune_trainer.prepare import batches
-from finetune_trainer.shell import print_readably
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.process import print_readably
 
 TWO_CLASSES = ["0", "1"]
 """Where the job leaves the classes to the data: the head of a classifier is small."""

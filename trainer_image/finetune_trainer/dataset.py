@@ -26,11 +26,11 @@ from finetune_trainer.data.reading import Labels, OpenSource, Reader, TableReade
 from finetune_trainer.data.table import Column, TableWriter
 from finetune_trainer.data.tokenizer import ModelTokenizer, save
 from finetune_trainer.data.tokens import Encoder
-from finetune_trainer.failures import Failure
 from finetune_trainer.prepared import TOKENIZER, Prepared, Split, SplitFiles, SplitName, Start, Table, write_page
-from finetune_trainer.report import Progress
-from finetune_trainer.state import sha256_of
-from finetune_trainer.workspace import Workspace, new_folder
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.files import new_folder, sha256_of
+from finetune_trainer.runtime.progress import Progress
+from finetune_trainer.runtime.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from finetune_api.quantities import bytes_of, gibibytes
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec, Resources
 from finetune_api.status import Memory
-from finetune_trainer.failures import Failure
 from finetune_trainer.memory import PlannedModel, Shape
+from finetune_trainer.runtime.failures import Failure
 
 MARGIN = 1.2
 """A job is refused whose smallest estimate is above the limit by more than this: estimates may be that wrong."""

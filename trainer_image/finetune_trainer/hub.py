@@ -17,9 +17,9 @@ from finetune_api import proxies, uris
 from finetune_api.reasons import Reason
 from finetune_api.run import OutsideError, Run
 from finetune_api.sources import Auth
-from finetune_trainer.failures import Failure
-from finetune_trainer.output import megabytes
-from finetune_trainer.volumes import explained
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.files import megabytes
+from finetune_trainer.runtime.volumes import explained
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo, ModelInfo

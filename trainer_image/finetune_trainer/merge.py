@@ -14,11 +14,11 @@ from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_trainer import device, modelling, results
 from finetune_trainer.base_model import check_unchanged
-from finetune_trainer.failures import Failure
 from finetune_trainer.methods import METHODS
 from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.prepared import Prepared, open_split
-from finetune_trainer.workspace import Workspace
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from transformers.models.auto import modeling_auto
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.tokenizer import read_json
-from finetune_trainer.failures import Failure
-from finetune_trainer.volumes import REFUSING, UNREACHABLE, explained
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.volumes import REFUSING, UNREACHABLE, explained
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ from typing import Any
 from finetune_api import uris
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
-from finetune_trainer.failures import FULL, Failure
-from finetune_trainer.volumes import UNREACHABLE, Named, explained
+from finetune_trainer.runtime.failures import FULL, Failure
+from finetune_trainer.runtime.files import megabytes
+from finetune_trainer.runtime.volumes import UNREACHABLE, Named, explained
 
 MANIFEST = "manifest.json"
 FIELD = "spec.output.uri"
@@ -76,10 +77,6 @@ def cannot_write(run: Run, error: OSError) -> Failure:
     told = "no space left" if error.errno in FULL else explained(error, Path(os.fsdecode(place)))
     message = f"{FIELD}: cannot write {run.spec.output.uri}: {told}"
     return Failure(Reason.OUTPUT_NOT_WRITABLE, message, transient=error.errno in UNREACHABLE)
-
-
-def megabytes(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"
 
 
 def _probe(folder: Path) -> None:

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, Self
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Memory
-from finetune_trainer.failures import Failure
-from finetune_trainer.imports import hide
-from finetune_trainer.shell import log_to_stderr
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.optional_imports import hide
+from finetune_trainer.runtime.process import log_to_stderr
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from finetune_api.schema import Model
 from finetune_api.status import Data, Plan
-from finetune_trainer.workspace import Workspace, write_file
+from finetune_trainer.runtime.files import write_file
+from finetune_trainer.runtime.workspace import Workspace
 
 Ints = NDArray[np.int32]
 SplitName = Literal["train", "validation", "test"]

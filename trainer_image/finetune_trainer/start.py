@@ -23,14 +23,14 @@ from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer import hub
-from finetune_trainer.base_model import BaseModel, beside
+from finetune_trainer.base_model import BaseModel
 from finetune_trainer.composition import DENSITY, EQUAL_RANKS, Composer, Part
-from finetune_trainer.failures import Failure
 from finetune_trainer.prepared import Origin, Start
-from finetune_trainer.state import sha256, sha256_of
+from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.runtime.files import beside, new_folder, sha256, sha256_of
+from finetune_trainer.runtime.volumes import Named
+from finetune_trainer.runtime.workspace import Workspace
 from finetune_trainer.stored_adapter import CONFIG, MANIFEST, ORIGINS, WEIGHTS, StoredAdapter, StoredLayer
-from finetune_trainer.volumes import Named
-from finetune_trainer.workspace import Workspace, new_folder
 
 log = logging.getLogger(__name__)
 

@@ -1,15 +1,11 @@
 """Where a run stands and which run it is, besides its tensors. It imports no torch, so that every stage can read it."""
 
-import hashlib
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from finetune_api.reasons import Reason
 from finetune_api.schema import Model
-from finetune_trainer.failures import Failure
-
-BLOCK = 1 << 20
+from finetune_trainer.runtime.failures import Failure
 
 
 class Identity(Model):
@@ -66,17 +62,3 @@ def check_identity(theirs: Identity, ours: Identity, place: Path) -> None:
             f"{place} belongs to another run (another {', another '.join(differing)}): "
             "use a new workspace, or delete that folder",
         )
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content, as hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def sha256_of(content: Any) -> str:
-    """sha256 of JSON-ready `content`, the same for equal content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

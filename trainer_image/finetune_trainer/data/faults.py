@@ -9,7 +9,7 @@ from typing import IO
 
 from finetune_api.reasons import Reason
 from finetune_api.text import printable
-from finetune_trainer.failures import Failure
+from finetune_trainer.runtime.failures import Failure
 
 SHOWN = 20
 """Bad records in the message."""
@@ -17,10 +17,6 @@ ROOM = 1700
 """Characters that they may take in it; the rest names the file with all of them."""
 LIMIT = 1_000_000
 """After so many, reading on teaches nothing."""
-
-
-class BadRecordError(Exception):
-    """What is wrong with one record, in words for its owner."""
 
 
 class Faults:

@@ -16,8 +16,8 @@ from typing import IO, Any, Literal, cast
 
 from finetune_api.reasons import Reason
 from finetune_trainer.data.faults import Faults
-from finetune_trainer.failures import FULL, Failure
-from finetune_trainer.volumes import UNREACHABLE, explained
+from finetune_trainer.runtime.failures import FULL, Failure
+from finetune_trainer.runtime.volumes import UNREACHABLE, explained
 
 Format = Literal["jsonl", "json", "csv", "parquet", "text"]
 Row = tuple[int, dict[str, Any]]

@@ -9,16 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from finetune_api.reasons import Reason
-from finetune_trainer.data.faults import BadRecordError, Faults
+from finetune_trainer.data.faults import Faults
 from finetune_trainer.data.formats import DataFile, rows
 from finetune_trainer.data.records import Kind, Shape, shape_of
 from finetune_trainer.data.sources import PlacedSource
 from finetune_trainer.data.table import TableWriter
 from finetune_trainer.data.tokenizer import ModelTokenizer
 from finetune_trainer.data.tokens import Encoder, Renderer, Text
-from finetune_trainer.failures import Failure
-from finetune_trainer.output import megabytes
-from finetune_trainer.report import Progress
+from finetune_trainer.runtime.failures import BadRecordError, Failure
+from finetune_trainer.runtime.files import megabytes
+from finetune_trainer.runtime.progress import Progress
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from finetune_api.reasons import Reason
 from finetune_api.spec import Columns, Source
-from finetune_trainer.data.faults import BadRecordError
 from finetune_trainer.data.formats import kind_of
-from finetune_trainer.failures import Failure
+from finetune_trainer.runtime.failures import BadRecordError, Failure
 
 Kind = Literal["chat", "prompt", "text", "labelled"]
 PARTS: dict[Kind, tuple[str, ...]] = {

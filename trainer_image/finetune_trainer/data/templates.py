@@ -21,8 +21,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from finetune_api.reasons import Reason
-from finetune_trainer.data.faults import BadRecordError
-from finetune_trainer.failures import Failure
+from finetune_trainer.runtime.failures import BadRecordError, Failure
 
 Span = tuple[int, int]
 """First character, and the one after the last."""

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from finetune_api.reasons import Reason
 from finetune_trainer.data.templates import ChatTemplate
-from finetune_trainer.failures import Failure
+from finetune_trainer.runtime.failures import Failure
 
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",

@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 
 from finetune_api.reasons import Reason
-from finetune_trainer.data.faults import BadRecordError
 from finetune_trainer.data.records import Kind, Record
 from finetune_trainer.data.templates import ChatTemplate, Span
 from finetune_trainer.data.tokenizer import ModelTokenizer
-from finetune_trainer.failures import Failure
+from finetune_trainer.runtime.failures import BadRecordError, Failure
 
 Fate = Literal["kept", "truncated", "dropped"]
 

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from finetune_api.methods import Adapter as Options
 from finetune_api.reasons import Reason
-from finetune_trainer.failures import Failure
 from finetune_trainer.methods.blocks import Names, blocks
 from finetune_trainer.methods.own import OwnMethod, replace
 from finetune_trainer.modelling import LoadedModel
+from finetune_trainer.runtime.failures import Failure
 
 FIELD = "spec.method.adapter"
 ACTIVATIONS = {"relu": functional.relu, "gelu": functional.gelu, "silu": functional.silu}

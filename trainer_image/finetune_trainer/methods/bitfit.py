@@ -6,10 +6,10 @@ from transformers import PreTrainedModel
 
 from finetune_api.methods import BitFit as Options
 from finetune_api.reasons import Reason
-from finetune_trainer.failures import Failure
 from finetune_trainer.methods.method import linear_layers
 from finetune_trainer.methods.own import OwnMethod
 from finetune_trainer.modelling import LoadedModel
+from finetune_trainer.runtime.failures import Failure
 
 SWITCHES = ("attention_bias", "mlp_bias")
 """Of a Llama-style config: whether its linear layers have biases."""

@@ -12,8 +12,8 @@ from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from finetune_api.reasons import Reason
-from finetune_trainer.failures import Failure
 from finetune_trainer.modelling import LoadedModel
+from finetune_trainer.runtime.failures import Failure
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from torch import nn
 from finetune_api import uris
 from finetune_api.methods import Lora as Options
 from finetune_api.reasons import Reason
-from finetune_trainer.failures import Failure
 from finetune_trainer.methods.peft_method import is_transposed
 from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.start import FIELD, origins
 from finetune_trainer.stored_adapter import PREFIX, StoredAdapter
 

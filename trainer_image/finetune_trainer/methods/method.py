@@ -14,8 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune_api.reasons import Reason
 from finetune_trainer import modelling
-from finetune_trainer.failures import Failure
 from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.runtime.failures import Failure
 
 ALL_LINEAR = "all-linear"
 

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 
 from finetune_api.methods import MethodOptions
 from finetune_api.reasons import Reason
-from finetune_trainer.failures import Failure
 from finetune_trainer.methods.method import TuningMethod
 from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.runtime.failures import Failure
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FORMAT, VERSION = "finetune-operator", 1

@@ -17,10 +17,10 @@ from transformers.pytorch_utils import Conv1D
 from finetune_api.methods import QLora as Options
 from finetune_api.reasons import Reason
 from finetune_trainer import modelling
-from finetune_trainer.failures import Failure
 from finetune_trainer.methods.method import linear_layers, target_layers
 from finetune_trainer.methods.peft_method import PeftMethod, whole
 from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.runtime.failures import Failure
 
 FIELD = "spec.method.qlora"
 QUANTIZABLE = (nn.Linear, Conv1D)

@@ -16,7 +16,7 @@ from pathlib import Path
 from finetune_api import uris
 from finetune_api.reasons import Reason
 from finetune_api.run import NotPlainError, OutsideError, Run
-from finetune_trainer.failures import FULL, Failure
+from finetune_trainer.runtime.failures import FULL, Failure
 
 DENIED = (errno.EACCES, errno.EPERM)
 UNREACHABLE = (

@@ -1,6 +1,7 @@
 """How a stage ends when it cannot go on: one typed exception, and the exit code that each reason means.
 
-It decides what a failure is called and whether another try can help. It knows nothing of where failures come from.
+It decides what a failure is called and whether another try can help. A bad record ends nothing by itself. It knows
+nothing of where failures come from.
 """
 
 import errno
@@ -73,3 +74,7 @@ def classified(error: BaseException) -> Failure:
         message = f"no space left for {place}: make room, or raise resources.workspace.size"
         return Failure(Reason.OUTPUT_NOT_WRITABLE, message)
     return Failure(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
+
+
+class BadRecordError(Exception):
+    """What is wrong with one record, in words for its owner."""

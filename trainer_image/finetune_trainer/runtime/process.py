@@ -20,10 +20,11 @@ from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.run import ChangedError, Run, read_run
 from finetune_api.text import printable_lines
-from finetune_trainer import report, volumes
-from finetune_trainer.failures import Failure, as_os_error, classified
-from finetune_trainer.report import Progress
-from finetune_trainer.workspace import Workspace, write_file
+from finetune_trainer.runtime import volumes
+from finetune_trainer.runtime.failures import Failure, as_os_error, classified
+from finetune_trainer.runtime.files import write_file
+from finetune_trainer.runtime.progress import ALL_INTERFACES, Progress, serve
+from finetune_trainer.runtime.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,12 @@ def run_stage(
     run_file: Path,
     port: int,
     termination_log: Path | None,
-    host: str = report.ALL_INTERFACES,
+    host: str = ALL_INTERFACES,
 ) -> int:
     """Run a stage to its end and leave its report; returns the exit code. `load` imports its code."""
     log_to_stderr(stage)
     progress = Progress(stage)
-    server = report.serve(progress, port, host)
+    server = serve(progress, port, host)
     signal.signal(signal.SIGTERM, _stop)  # process 1 of a container has no default action
     workspace: Workspace | None = None
     run: Run | None = None

@@ -1,64 +1,19 @@
-"""Where things lie on the volume that the stages share, and how they are put there so that a crash leaves no half file.
+"""Files and folders that are whole or not there, even after a crash; digests of them, and words about them.
 
-It decides names and the order of writes. It knows nothing of what the files mean.
+It decides the order of writes. It knows nothing of what the files mean.
 """
 
 import glob
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from finetune_api.events import Stage
-from finetune_api.run import report_file
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """The folder of one run."""
-
-    root: Path
-
-    @property
-    def prepared(self) -> Path:
-        """What prepare made of the dataset; complete when it exists."""
-        return self.root / "prepared"
-
-    @property
-    def model(self) -> Path:
-        """A downloaded base model; complete when it exists."""
-        return self.root / "model"
-
-    @property
-    def start(self) -> Path:
-        """The adapter that training starts from, where it starts from stored ones; complete when it exists."""
-        return self.root / "start"
-
-    @property
-    def downloads(self) -> Path:
-        """Dataset files and adapters that had to be fetched, until they are prepared."""
-        return self.root / "downloads"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where train saves its state."""
-        return self.root / "checkpoints"
-
-    @property
-    def result(self) -> Path:
-        """What train leaves for publish."""
-        return self.root / "result"
-
-    @property
-    def bad_records(self) -> Path:
-        """Every record that prepare refused, one JSON object a line."""
-        return self.root / "bad-records.jsonl"
-
-    def report(self, stage: Stage) -> Path:
-        """The last report of `stage`."""
-        return report_file(self.root, stage)
+BLOCK = 1 << 20
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -124,3 +79,29 @@ def _exchange(draft: Path, path: Path) -> None:
         path.rename(old)
     draft.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, as hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_of(content: Any) -> str:
+    """sha256 of JSON-ready `content`, the same for equal content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def beside(path: Path) -> str:
+    """What lies where `path` should be, for the message that it is missing."""
+    parent = next(parent for parent in path.parents if parent.is_dir())
+    names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
+    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    return f"; {parent.name or parent} holds: {shown or 'nothing'}"
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"
