@@ -21,8 +21,8 @@ from pydantic import ValidationError
 import servers
 from finetune_api.reasons import Reason
 from finetune_api.run import Downloads
-from finetune_trainer import hub, web
 from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.storage import hub, web
 
 BODY = b'{"text": "a"}\n'
 ALLOWED = Downloads(allow=["localhost"])

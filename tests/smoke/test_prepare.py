@@ -18,10 +18,10 @@ import adapters
 import preparing
 import servers
 from finetune_api.reasons import Reason
-from finetune_trainer import hub
 from finetune_trainer.data import splits
 from finetune_trainer.prepared import open_split, tokenizer_folder
 from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.storage import hub
 from preparing import jsonl, prepared, run_of
 
 PAIRS = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(100)]

@@ -22,12 +22,12 @@ from as_user import USER
 from finetune_api.run import Run
 from finetune_trainer.base_model import check_unchanged
 from finetune_trainer.data.tokenizer import load
-from finetune_trainer.output import check_output
 from finetune_trainer.prepared import read_prepared
 from finetune_trainer.runtime import volumes
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.workspace import Workspace
+from finetune_trainer.storage.output import check_output
 from preparing import jsonl, prepared
 
 ROWS = [{"prompt": f"q{number}", "completion": f"a{number}"} for number in range(40)]

@@ -16,14 +16,15 @@ from typing import Any
 from finetune_api import uris
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
-from finetune_trainer import hub
-from finetune_trainer.data.tokenizer import FILES, read_json
+from finetune_trainer.data.tokenizer import FILES
 from finetune_trainer.prepared import Prepared
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import beside, megabytes, new_folder, write_file
 from finetune_trainer.runtime.volumes import Named
 from finetune_trainer.runtime.workspace import Workspace
-from finetune_trainer.tensor_file import TensorFile
+from finetune_trainer.storage import hub
+from finetune_trainer.storage.json_file import read_json
+from finetune_trainer.storage.safetensors_file import TensorFile
 
 log = logging.getLogger(__name__)
 

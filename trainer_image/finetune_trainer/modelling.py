@@ -22,9 +22,9 @@ from transformers.models.auto import modeling_auto
 
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.data.tokenizer import read_json
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.volumes import REFUSING, UNREACHABLE, explained
+from finetune_trainer.storage.json_file import read_json
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ from finetune_api.status import Plan
 from finetune_trainer.base_model import base_model
 from finetune_trainer.data.tokenizer import load
 from finetune_trainer.dataset import Preparation, Watch, data_key, longest, prepared_data
-from finetune_trainer.output import check_output, check_room
 from finetune_trainer.parameters import ParameterCount, Parameters
 from finetune_trainer.prepared import Prepared, read_prepared, write_page
 from finetune_trainer.runtime.failures import Failure
@@ -28,6 +27,7 @@ from finetune_trainer.runtime.files import sha256_of
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.workspace import Workspace
 from finetune_trainer.start import composed_start, settled
+from finetune_trainer.storage.output import check_output, check_room
 
 log = logging.getLogger(__name__)
 

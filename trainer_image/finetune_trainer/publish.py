@@ -26,7 +26,6 @@ from finetune_api.status import Artifact
 from finetune_trainer import results
 from finetune_trainer.loss_curve import loss_curve
 from finetune_trainer.model_card import model_card
-from finetune_trainer.output import MANIFEST, cannot_write, check_output, check_room
 from finetune_trainer.prepared import Prepared, read_prepared, tokenizer_folder
 from finetune_trainer.results import Result
 from finetune_trainer.runtime.failures import FULL, Failure, as_os_error
@@ -34,6 +33,7 @@ from finetune_trainer.runtime.files import new_folder, sha256
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.volumes import UNREACHABLE
 from finetune_trainer.runtime.workspace import Workspace
+from finetune_trainer.storage.output import MANIFEST, cannot_write, check_output, check_room
 
 log = logging.getLogger(__name__)
 

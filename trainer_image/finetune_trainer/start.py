@@ -22,7 +22,6 @@ from finetune_api.methods import AdapterSource, StartFrom
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer import hub
 from finetune_trainer.base_model import BaseModel
 from finetune_trainer.composition import DENSITY, EQUAL_RANKS, Composer, Part
 from finetune_trainer.prepared import Origin, Start
@@ -30,6 +29,7 @@ from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import beside, new_folder, sha256, sha256_of
 from finetune_trainer.runtime.volumes import Named
 from finetune_trainer.runtime.workspace import Workspace
+from finetune_trainer.storage import hub
 from finetune_trainer.stored_adapter import CONFIG, MANIFEST, ORIGINS, WEIGHTS, StoredAdapter, StoredLayer
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import Any
 from finetune_api.reasons import Reason
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.volumes import explained
-from finetune_trainer.tensor_file import Floats, TensorFile
+from finetune_trainer.storage.safetensors_file import Floats, TensorFile
 
 CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "manifest.json"
 PICKLE = "adapter_model.bin"

@@ -16,13 +16,13 @@ from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_api.spec import Dataset, Source
 from finetune_api.text import printable
-from finetune_trainer import hub, web
 from finetune_trainer.data.formats import SUFFIXES, DataFile, Format, format_of
 from finetune_trainer.prepared import SplitName
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import beside
 from finetune_trainer.runtime.volumes import REMOTE, WILD, Named
 from finetune_trainer.runtime.workspace import Workspace
+from finetune_trainer.storage import hub, web
 
 LOST = "lost+found"
 """A folder at the root of many volumes; it belongs to the file system, and root alone may read it."""

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from finetune_api.reasons import Reason
 from finetune_trainer.data.templates import ChatTemplate
 from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.storage.json_file import read_json
 
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -85,19 +86,6 @@ def save(folder: Path, tokenizer: ModelTokenizer, target: Path) -> None:
     (target / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
     if tokenizer.template_source is not None:
         (target / "chat_template.jinja").write_text(tokenizer.template_source, encoding="utf-8")
-
-
-def read_json(path: Path, name: str) -> dict[str, Any]:
-    """A JSON object of the model `name`; {} where there is no such file. Raises ModelInvalid when it is broken."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError) as error:
-        raise Failure(Reason.MODEL_INVALID, f"{name}: {path.name} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise Failure(Reason.MODEL_INVALID, f"{name}: {path.name} is not a JSON object")
-    return content
 
 
 def _backend(folder: Path, name: str) -> Tokenizer:

@@ -29,7 +29,7 @@ from finetune_api import uris
 from finetune_api.proxies import PORTS, ProxyError, over_http, proxy_for
 from finetune_api.reasons import Reason
 from finetune_api.run import Downloads
-from finetune_trainer.hub import PATIENCE, Place, answered, retried, watched
+from finetune_trainer.storage.hub import PATIENCE, Place, answered, retried, watched
 
 BLOCK = 1024 * 1024
 LONGEST_NAME = 100
