@@ -26,10 +26,10 @@ from finetune_api.reasons import Reason
 from finetune_api.status import EvaluationResult
 from finetune_trainer import checkpoints, modelling, results
 from finetune_trainer.choices import row
-from finetune_trainer.composition import Composer, Part
 from finetune_trainer.memory import PlannedModel, Shape
 from finetune_trainer.objectives.sft import SftTrainer
 from finetune_trainer.prepare import prepare
+from finetune_trainer.pretrained.adapter_composition import Composer, Part
 from finetune_trainer.publish import publish
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import sha256

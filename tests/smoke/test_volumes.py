@@ -20,9 +20,9 @@ import preparing
 from adapters import adapter
 from as_user import USER
 from finetune_api.run import Run
-from finetune_trainer.base_model import check_unchanged
-from finetune_trainer.data.tokenizer import load
 from finetune_trainer.prepared import read_prepared
+from finetune_trainer.pretrained.base_model import check_unchanged
+from finetune_trainer.pretrained.tokenizer import load
 from finetune_trainer.runtime import volumes
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress

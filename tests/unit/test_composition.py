@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_trainer.composition import Composer, Part, agreed, dropped, trimmed
+from finetune_trainer.pretrained.adapter_composition import Composer, Part, agreed, dropped, trimmed
 from tolerance import WEIGHT, assert_close, bound
 
 OUT, IN = 7, 5

@@ -7,7 +7,7 @@ import pytest
 
 import preparing
 from finetune_api.reasons import Reason
-from finetune_trainer.data.templates import ChatTemplate
+from finetune_trainer.pretrained.chat_template import ChatTemplate
 from finetune_trainer.runtime.failures import BadRecordError, Failure
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}

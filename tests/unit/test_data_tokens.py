@@ -7,9 +7,9 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import preparing
-from finetune_trainer.data import tokenizer as tokenizers_of_models
 from finetune_trainer.data.records import Kind, Record
 from finetune_trainer.data.tokens import Encoder, Example, Renderer
+from finetune_trainer.pretrained import tokenizer as tokenizers_of_models
 from finetune_trainer.runtime.failures import Failure
 
 CHAT = [

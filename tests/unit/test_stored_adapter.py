@@ -10,9 +10,9 @@ import pytest
 
 from adapters import LAYER, PREFIX, adapter, factors
 from finetune_api.reasons import Reason
+from finetune_trainer.pretrained.stored_adapter import StoredAdapter
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.storage.safetensors_file import TensorFile
-from finetune_trainer.stored_adapter import StoredAdapter
 
 PLACE = "spec.method.lora.startFrom.adapters[0]"
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from finetune_api.methods import Method
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.base_model import is_encoder_decoder, longest_input
 from finetune_trainer.prepare import batches
+from finetune_trainer.pretrained.base_model import is_encoder_decoder, longest_input
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.process import print_readably
 
@@ -39,7 +39,7 @@ def row(folder: Path, spec: FineTuneJobSpec) -> dict[str, Any]:
     from finetune_trainer.fitting import largest, limit
     from finetune_trainer.memory import PlannedModel
     from finetune_trainer.modelling import quiet
-    from finetune_trainer.start import composed_here
+    from finetune_trainer.pretrained.initial_adapter import composed_here
 
     quiet()
     told: dict[str, Any] = {"method": spec.method.kind}

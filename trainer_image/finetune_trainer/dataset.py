@@ -18,15 +18,16 @@ from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Data
-from finetune_trainer.base_model import BaseModel, text_part
 from finetune_trainer.data import sources, splits
 from finetune_trainer.data.faults import Faults
 from finetune_trainer.data.packing import packed
 from finetune_trainer.data.reading import Labels, OpenSource, Reader, TableReader, Tally
 from finetune_trainer.data.table import Column, TableWriter
-from finetune_trainer.data.tokenizer import ModelTokenizer, save
 from finetune_trainer.data.tokens import Encoder
-from finetune_trainer.prepared import TOKENIZER, Prepared, Split, SplitFiles, SplitName, Start, Table, write_page
+from finetune_trainer.prepared import TOKENIZER, Prepared, Split, SplitFiles, SplitName, Table, write_page
+from finetune_trainer.pretrained.base_model import BaseModel, text_part
+from finetune_trainer.pretrained.initial_adapter import Start
+from finetune_trainer.pretrained.tokenizer import ModelTokenizer, save
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import new_folder, sha256_of
 from finetune_trainer.runtime.progress import Progress

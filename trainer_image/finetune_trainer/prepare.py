@@ -17,16 +17,16 @@ from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_api.spec import DEFAULT_BATCH, FineTuneJobSpec, Training
 from finetune_api.status import Plan
-from finetune_trainer.base_model import base_model
-from finetune_trainer.data.tokenizer import load
 from finetune_trainer.dataset import Preparation, Watch, data_key, longest, prepared_data
 from finetune_trainer.parameters import ParameterCount, Parameters
 from finetune_trainer.prepared import Prepared, read_prepared, write_page
+from finetune_trainer.pretrained.base_model import base_model
+from finetune_trainer.pretrained.initial_adapter import composed_start, settled
+from finetune_trainer.pretrained.tokenizer import load
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import sha256_of
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.workspace import Workspace
-from finetune_trainer.start import composed_start, settled
 from finetune_trainer.storage.output import check_output, check_room
 
 log = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from finetune_api.schema import Model
 from finetune_api.status import Data, Plan
+from finetune_trainer.pretrained.initial_adapter import Start
 from finetune_trainer.runtime.files import write_file
 from finetune_trainer.runtime.workspace import Workspace
 
@@ -35,26 +36,6 @@ class SplitFiles(Model):
     """File of int32 row numbers of the table; absent: all of them, in order."""
     packs: str | None = None
     """Prefix of the pack files; absent: not packed."""
-
-
-class Origin(Model):
-    """A stored adapter that the run starts from."""
-
-    uri: str
-    revision: str
-    """The hub's commit, or sha256 of its weights."""
-    weight: float
-
-
-class Start(Model):
-    """What the run starts from, where that is not the base model alone."""
-
-    key: str
-    """sha256 of everything that shaped it."""
-    digest: str
-    """sha256 of its weights."""
-    adapters: list[Origin]
-    combination: str
 
 
 class Prepared(Model):

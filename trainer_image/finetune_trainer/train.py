@@ -20,13 +20,14 @@ from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import EvaluationResult, Sample
 from finetune_trainer import checkpoints, device, modelling, results
-from finetune_trainer.base_model import check_unchanged
 from finetune_trainer.callbacks import Course, timetable
 from finetune_trainer.checkpoints import Store
 from finetune_trainer.finetuner import FineTuner, Rows
 from finetune_trainer.methods import METHODS
 from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.prepared import Prepared, SplitName, open_split, read_prepared, tokenizer_folder
+from finetune_trainer.pretrained.base_model import check_unchanged
+from finetune_trainer.pretrained.initial_adapter import settled
 from finetune_trainer.results import Baseline, HeldOut
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import write_file
@@ -34,7 +35,6 @@ from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.stop import StopRequest
 from finetune_trainer.runtime.workspace import Workspace
 from finetune_trainer.samples import answers
-from finetune_trainer.start import settled
 from finetune_trainer.state import Identity, check_identity
 
 log = logging.getLogger(__name__)

@@ -1,1 +1,1 @@
-"""From sources to tokens: files, formats, records, templates, tokens, splits and packs. Imports no torch."""
+"""From sources to tokens: files, formats, records, texts, tokens, splits and packs. Imports no torch."""

@@ -14,8 +14,8 @@ from finetune_trainer.data.formats import DataFile, rows
 from finetune_trainer.data.records import Kind, Shape, shape_of
 from finetune_trainer.data.sources import PlacedSource
 from finetune_trainer.data.table import TableWriter
-from finetune_trainer.data.tokenizer import ModelTokenizer
 from finetune_trainer.data.tokens import Encoder, Renderer, Text
+from finetune_trainer.pretrained.tokenizer import ModelTokenizer
 from finetune_trainer.runtime.failures import BadRecordError, Failure
 from finetune_trainer.runtime.files import megabytes
 from finetune_trainer.runtime.progress import Progress

@@ -22,8 +22,8 @@ from tokenizers import Encoding
 
 from finetune_api.reasons import Reason
 from finetune_trainer.data.records import Kind, Record
-from finetune_trainer.data.templates import ChatTemplate, Span
-from finetune_trainer.data.tokenizer import ModelTokenizer
+from finetune_trainer.pretrained.chat_template import ChatTemplate, Span
+from finetune_trainer.pretrained.tokenizer import ModelTokenizer
 from finetune_trainer.runtime.failures import BadRecordError, Failure
 
 Fate = Literal["kept", "truncated", "dropped"]

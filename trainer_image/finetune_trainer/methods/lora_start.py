@@ -1,7 +1,7 @@
 """LoRA that starts from a stored adapter: the model gets its shape, then its weights.
 
 It decides whether the adapter fits the model, layer by layer, on a model without weights too: `prepare` asks before a
-GPU is held. That several adapters became this one is `start`'s business.
+GPU is held. That several adapters became this one is `initial_adapter`'s business.
 """
 
 import copy
@@ -20,9 +20,9 @@ from finetune_api.methods import Lora as Options
 from finetune_api.reasons import Reason
 from finetune_trainer.methods.peft_method import is_transposed
 from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.pretrained.initial_adapter import FIELD, origins
+from finetune_trainer.pretrained.stored_adapter import PREFIX, StoredAdapter
 from finetune_trainer.runtime.failures import Failure
-from finetune_trainer.start import FIELD, origins
-from finetune_trainer.stored_adapter import PREFIX, StoredAdapter
 
 
 def stored_start(options: Options) -> StoredAdapter | None:

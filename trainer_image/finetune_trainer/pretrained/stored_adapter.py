@@ -1,7 +1,7 @@
 """A stored LoRA adapter in PEFT's layout, read without PEFT or torch: what it says of each layer, before it is loaded.
 
 It decides which adapters can be started from at all: LoRA, safetensors, nothing in it that changes the model in a way
-that A, B and a scaling do not say. Whether several fit together is `start`'s business.
+that A, B and a scaling do not say. Whether several fit together is `initial_adapter`'s business.
 
     adapter_config.json · adapter_model.safetensors · manifest.json (where this project published it)
 """

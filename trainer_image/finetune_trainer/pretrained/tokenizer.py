@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from finetune_api.reasons import Reason
-from finetune_trainer.data.templates import ChatTemplate
+from finetune_trainer.pretrained.chat_template import ChatTemplate
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.storage.json_file import read_json
 

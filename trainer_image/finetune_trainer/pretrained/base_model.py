@@ -11,13 +11,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune_api import uris
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
-from finetune_trainer.data.tokenizer import FILES
-from finetune_trainer.prepared import Prepared
+from finetune_trainer.pretrained.tokenizer import FILES
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import beside, megabytes, new_folder, write_file
 from finetune_trainer.runtime.volumes import Named
@@ -25,6 +24,9 @@ from finetune_trainer.runtime.workspace import Workspace
 from finetune_trainer.storage import hub
 from finetune_trainer.storage.json_file import read_json
 from finetune_trainer.storage.safetensors_file import TensorFile
+
+if TYPE_CHECKING:
+    from finetune_trainer.prepared import Prepared  # as a type alone: the page is made of what is here
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +108,7 @@ def base_model(run: Run, workspace: Workspace, known: dict[str, str]) -> BaseMod
     return BaseModel(folder, source.uri, revision or known.get(stamp) or _digest(weights), stamp, config, weights)
 
 
-def check_unchanged(run: Run, page: Prepared) -> None:
+def check_unchanged(run: Run, page: "Prepared") -> None:
     """Raise Failure unless the model is still the one that prepare has checked. A job can wait for days between two
     stages, and who may write to the volume can put links or other weights there. Weights are read only where their
     stamp has changed. A fetched model lies on the workspace, which is the run's own."""

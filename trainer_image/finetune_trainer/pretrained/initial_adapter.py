@@ -21,21 +21,41 @@ from finetune_api import uris
 from finetune_api.methods import AdapterSource, StartFrom
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
+from finetune_api.schema import Model
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.base_model import BaseModel
-from finetune_trainer.composition import DENSITY, EQUAL_RANKS, Composer, Part
-from finetune_trainer.prepared import Origin, Start
+from finetune_trainer.pretrained.adapter_composition import DENSITY, EQUAL_RANKS, Composer, Part
+from finetune_trainer.pretrained.base_model import BaseModel
+from finetune_trainer.pretrained.stored_adapter import CONFIG, MANIFEST, ORIGINS, WEIGHTS, StoredAdapter, StoredLayer
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import beside, new_folder, sha256, sha256_of
 from finetune_trainer.runtime.volumes import Named
 from finetune_trainer.runtime.workspace import Workspace
 from finetune_trainer.storage import hub
-from finetune_trainer.stored_adapter import CONFIG, MANIFEST, ORIGINS, WEIGHTS, StoredAdapter, StoredLayer
 
 log = logging.getLogger(__name__)
 
 FIELD = "spec.method.lora.startFrom"
 FILES = (CONFIG, WEIGHTS, MANIFEST)
+
+
+class Origin(Model):
+    """A stored adapter that the run starts from."""
+
+    uri: str
+    revision: str
+    """The hub's commit, or sha256 of its weights."""
+    weight: float
+
+
+class Start(Model):
+    """What the run starts from, where that is not the base model alone."""
+
+    key: str
+    """sha256 of everything that shaped it."""
+    digest: str
+    """sha256 of its weights."""
+    adapters: list[Origin]
+    combination: str
 
 
 def settled(spec: FineTuneJobSpec, folder: Path) -> FineTuneJobSpec:
