@@ -34,8 +34,8 @@ PREPARE = "import sys; from finetune_trainer.__main__ import main; sys.exit(main
 TRAIN = (
     "import resource, sys; from finetune_trainer import train; from finetune_trainer.__main__ import main;"
     "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-    "load, before = train.modelling.load, [];"
-    "train.modelling.load = lambda *a, **o: (before.append(peak()), load(*a, **o))[1];"
+    "load, before = train.loading.load, [];"
+    "train.loading.load = lambda *a, **o: (before.append(peak()), load(*a, **o))[1];"
     "code = main(sys.argv[1:]); print(before[0], peak()); sys.exit(code)"
 )
 

@@ -202,7 +202,7 @@ def bare_loop(run_file: str) -> int:
     import torch
 
     from finetune_api.run import read_run
-    from finetune_trainer.device import use_cores
+    from finetune_trainer.models.device import use_cores
     from finetune_trainer.runtime.progress import Progress
     from finetune_trainer.runtime.stop import StopRequest
     from finetune_trainer.runtime.workspace import Workspace
@@ -237,8 +237,9 @@ def bare_loop(run_file: str) -> int:
 def reopened(run_file: str) -> int:
     """How far the held-out loss of the published files, opened in this process, is from what the stage reported."""
     from finetune_api.run import read_run
-    from finetune_trainer import device, modelling, results
+    from finetune_trainer import results
     from finetune_trainer.methods import METHODS as IMPLEMENTED
+    from finetune_trainer.models import device, loading
     from finetune_trainer.runtime.progress import Progress
     from finetune_trainer.runtime.stop import StopRequest
     from finetune_trainer.runtime.workspace import Workspace
@@ -251,7 +252,7 @@ def reopened(run_file: str) -> int:
     options, head = run.spec.method.options, tuner.head(())
     base = method.load(Path(stage.page.model_path), head, stage.page.pad_token_id, options, tuner.dtype)
     tuner.model = method.reopen(base, stage.workspace.result / results.ARTIFACT)
-    modelling.narrow_frozen(tuner.model, tuner.dtype)
+    loading.narrow_frozen(tuner.model, tuner.dtype)
     rows, result = stage.rows("test"), results.read(stage.workspace.result)
     assert rows is not None
     assert result is not None
@@ -266,7 +267,8 @@ def noise(run_file: str) -> int:
     import torch
 
     from finetune_api.run import read_run
-    from finetune_trainer import device, merge, prepared
+    from finetune_trainer import merge, prepared
+    from finetune_trainer.models import device
     from finetune_trainer.runtime.workspace import Workspace
 
     run = read_run(Path(run_file))

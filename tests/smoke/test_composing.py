@@ -24,9 +24,10 @@ from torch import nn
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.status import EvaluationResult
-from finetune_trainer import checkpoints, modelling, results
+from finetune_trainer import checkpoints, results
 from finetune_trainer.choices import row
 from finetune_trainer.memory import PlannedModel, Shape
+from finetune_trainer.models import loading
 from finetune_trainer.objectives.sft import SftTrainer
 from finetune_trainer.prepare import prepare
 from finetune_trainer.pretrained.adapter_composition import Composer, Part
@@ -91,7 +92,7 @@ def started(
 
 def base_of(run: Prepared) -> Any:
     page = run.stage().page
-    return modelling.load(Path(page.model_path), HEAD, page.pad_token_id).model
+    return loading.load(Path(page.model_path), HEAD, page.pad_token_id).model
 
 
 def logits(model: Any) -> torch.Tensor:

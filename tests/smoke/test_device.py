@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from finetune_api.status import Plan
-from finetune_trainer import device
-from finetune_trainer.device import Arithmetic, arithmetic, cpu_limit
+from finetune_trainer.models import device
+from finetune_trainer.models.device import Arithmetic, arithmetic, cpu_limit
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,12 @@ import tiny
 import training
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec, Method
-from finetune_trainer import choices, modelling, results
+from finetune_trainer import choices, results
 from finetune_trainer.finetuner import FineTuner
 from finetune_trainer.memory import PlannedModel
 from finetune_trainer.methods import METHODS
-from finetune_trainer.modelling import Head
+from finetune_trainer.models import loading
+from finetune_trainer.models.loading import Head
 from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.publish import publish
 from finetune_trainer.runtime.failures import Failure
@@ -239,7 +240,7 @@ def test_a_prefix_starts_as_what_the_decoder_has_for_words(
     """Each layer finds the keys and values that it computes for the words that were drawn."""
     words = torch.arange(20, 20 + TOKENS)
     monkeypatch.setattr("finetune_trainer.methods.prompts._random_words", lambda base, count: words)
-    base = modelling.load(folders[name], HEAD, 0)
+    base = loading.load(folders[name], HEAD, 0)
     options = Method.model_validate({"pTuningV2": {"tokens": TOKENS}}).options
     model: Any = METHODS["pTuningV2"].apply(base, options, HEAD, steps=1)
     with torch.no_grad():
@@ -314,7 +315,7 @@ def test_plain_peft_loads_what_every_variant_of_lora_publishes(
     model, answer = adapted(folders["flan_t5"], "lora", **options), torch.tensor([ANSWERS[2]])
     inputs = {"input_ids": torch.tensor([INPUTS[1]]), "decoder_input_ids": answer}
     METHODS["lora"].save(model, tmp_path, "base", "main")
-    again = PeftModel.from_pretrained(modelling.load(folders["flan_t5"], HEAD, 0).model, tmp_path)
+    again = PeftModel.from_pretrained(loading.load(folders["flan_t5"], HEAD, 0).model, tmp_path)
     with torch.no_grad(), InDouble():
         said, expected = (doubled(one)(**inputs).logits for one in (again, model))
     assert_close(said, expected, WEIGHT, computed_in=torch.float32)
@@ -328,7 +329,7 @@ def test_what_is_published_is_what_bf16_training_measured(kind: str, tmp_path: P
     tuner, chosen = run.tuner(), run.run.spec.method
     base = METHODS[kind].load(tmp_path / "model", HEAD, 0, chosen.options, torch.bfloat16)
     tuner.model = METHODS[kind].reopen(base, run.workspace.result / results.ARTIFACT)
-    modelling.narrow_frozen(tuner.model, torch.bfloat16)
+    loading.narrow_frozen(tuner.model, torch.bfloat16)
     metrics, _ = tuner.assess(run.stage().rows("test"), lambda: None)
     assert metrics == results.read(run.workspace.result).evaluation.tuned
 
@@ -374,8 +375,8 @@ def families(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_plan_counts_what_is_loaded(name: str, folders: dict[str, Path]) -> None:
     """With its weights beside it and, as `finetune plan` has it, without."""
-    loaded = modelling.load(folders[name], HEAD, 0).model
-    assert modelling.blank(folders[name], HEAD).num_parameters() == loaded.num_parameters()
+    loaded = loading.load(folders[name], HEAD, 0).model
+    assert loading.blank(folders[name], HEAD).num_parameters() == loaded.num_parameters()
 
 
 def test_inputs_and_answers_are_planned_apart(tmp_path: Path) -> None:
@@ -491,7 +492,7 @@ def test_a_model_that_names_no_start_is_refused_before_training(tmp_path: Path) 
     config = json.loads((folder / "config.json").read_bytes())
     del config["decoder_start_token_id"]
     (folder / "config.json").write_text(json.dumps(config))
-    assert modelling.load(folder, HEAD, 0).model.config.decoder_start_token_id == 0
+    assert loading.load(folder, HEAD, 0).model.config.decoder_start_token_id == 0
     (folder / "generation_config.json").unlink()
     with pytest.raises(Failure, match="decoder_start_token_id, the token that answers start from") as refused:
         PlannedModel(folder, spec_of({"lora": {}}), [])

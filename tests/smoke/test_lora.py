@@ -12,10 +12,11 @@ from peft.tuners.lora import Linear
 import tiny
 from finetune_api.methods import Lora
 from finetune_api.reasons import Reason
-from finetune_trainer import modelling, results
+from finetune_trainer import results
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.lora_linear import hasten
-from finetune_trainer.modelling import LoadedModel
+from finetune_trainer.models import loading
+from finetune_trainer.models.loading import LoadedModel
 from finetune_trainer.objectives.sft import SftTrainer
 from finetune_trainer.runtime.failures import Failure
 from tolerance import PASS, WEIGHT, InDouble, assert_close, doubled
@@ -27,7 +28,7 @@ HEAD = SftTrainer.head(())
 
 @pytest.fixture
 def base(tmp_path: Path) -> LoadedModel:
-    return modelling.load(tiny.llama(tmp_path / "model"), HEAD, 0)
+    return loading.load(tiny.llama(tmp_path / "model"), HEAD, 0)
 
 
 def applied(base: LoadedModel, **options: Any) -> Any:
@@ -43,7 +44,7 @@ def trained(folder: Path, **options: Any) -> tuple[Prepared, Any]:
 def reloaded_loss(run: Prepared) -> float:
     """The held-out loss of what plain PEFT loads."""
     tuner = run.tuner()
-    model = modelling.load(Path(run.stage().page.model_path), HEAD, run.stage().page.pad_token_id).model
+    model = loading.load(Path(run.stage().page.model_path), HEAD, run.stage().page.pad_token_id).model
     tuner.model = peft.PeftModel.from_pretrained(model, run.workspace.result / results.ARTIFACT)
     metrics, _ = tuner.assess(run.stage().rows("test"), lambda: None)
     assert metrics.loss is not None
@@ -157,7 +158,7 @@ def test_the_fast_layer_is_the_same_function(bias: bool) -> None:
 def test_the_fast_gated_mlp_is_the_same_function(tmp_path: Path) -> None:
     """Logits and the gradient of every adapter of a Llama, in double precision, against PEFT's own forward."""
     torch.manual_seed(0)
-    plain = modelling.load(tiny.llama(tmp_path / "model"), HEAD, 0).model.double()
+    plain = loading.load(tiny.llama(tmp_path / "model"), HEAD, 0).model.double()
     config = peft.LoraConfig(r=3, lora_alpha=5, target_modules="all-linear", task_type="CAUSAL_LM")
     model = peft.get_peft_model(plain, config).double()
     for name, parameter in model.named_parameters():

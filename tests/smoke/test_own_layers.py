@@ -22,14 +22,14 @@ from transformers import AutoConfig, BertConfig, LlamaConfig, PreTrainedModel, T
 import tiny
 from finetune_api.methods import Adapter, Method, QaLora, UniPelt
 from finetune_api.reasons import Reason
-from finetune_trainer import modelling
 from finetune_trainer.adapters import load_adapter
 from finetune_trainer.methods import METHODS
-from finetune_trainer.methods.blocks import ARCHITECTURES
 from finetune_trainer.methods.own import WEIGHTS
 from finetune_trainer.methods.qalora import QuantizedLinear, dequantized, quantized
 from finetune_trainer.methods.unipelt import gated_prefix_attention
-from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.models import loading
+from finetune_trainer.models.architectures import ARCHITECTURES
+from finetune_trainer.models.loading import Head, LoadedModel
 from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.runtime.failures import Failure
 from tolerance import PASS, WEIGHT, InDouble, assert_close, bound, doubled
@@ -62,7 +62,7 @@ def load(folders: dict[str, Path]) -> Load:
 
     def loaded(name: str) -> LoadedModel:
         torch.manual_seed(0)
-        return modelling.load(folders[name], head_of(name), pad_token_id=0)
+        return loading.load(folders[name], head_of(name), pad_token_id=0)
 
     return loaded
 

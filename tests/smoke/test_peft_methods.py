@@ -17,9 +17,10 @@ from transformers import (
 import tiny
 from finetune_api.methods import Method
 from finetune_api.reasons import Reason
-from finetune_trainer import modelling, results
+from finetune_trainer import results
 from finetune_trainer.methods import METHODS
-from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.models import loading
+from finetune_trainer.models.loading import Head, LoadedModel
 from finetune_trainer.runtime.failures import Failure
 from tolerance import PASS, WEIGHT, InDouble, assert_close, bound, doubled
 from training import Pair, prepared
@@ -38,7 +39,7 @@ MODELS = {
 
 def base_of(name: str, folder: Path) -> tuple[LoadedModel, Head]:
     make, head = MODELS[name]
-    return modelling.load(make(folder / name), head, 0), head
+    return loading.load(make(folder / name), head, 0), head
 
 
 def apply(kind: str, base: LoadedModel, head: Head, steps: int = 100, **options: Any) -> Any:
@@ -213,7 +214,7 @@ def test_biases_that_were_added_merge_into_a_plain_llama(tmp_path: Path) -> None
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
     METHODS["bitFit"].merged(model).save_pretrained(tmp_path / "merged")
-    plain = modelling.load(tmp_path / "merged", head, 0).model
+    plain = loading.load(tmp_path / "merged", head, 0).model
     ids = torch.arange(8).unsqueeze(0)
     with torch.no_grad():
         assert torch.equal(plain(input_ids=ids).logits, model.eval()(input_ids=ids).logits)

@@ -21,11 +21,11 @@ import preparing
 import tiny
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec, Method
-from finetune_trainer import modelling
 from finetune_trainer.finetuner import FineTuner
 from finetune_trainer.memory import PlannedModel
 from finetune_trainer.methods import METHODS
-from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.models import loading
+from finetune_trainer.models.loading import Head, LoadedModel
 from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.results import Baseline
 from finetune_trainer.runtime.failures import Failure
@@ -170,7 +170,7 @@ def decoder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def applied(folder: Path, method: str, head: Head = SFT, **options: Any) -> Any:
     """The model with virtual tokens that say something, in eval mode."""
     torch.manual_seed(0)
-    base = modelling.load(folder, head, pad_token_id=0)
+    base = loading.load(folder, head, pad_token_id=0)
     chosen = Method.model_validate({method: PROMPTS[method] | options}).options
     model = METHODS[method].apply(base, chosen, head, steps=1, tokenizer=folder)
     with torch.no_grad():
@@ -236,7 +236,7 @@ def test_a_prompt_starts_from_words_of_the_vocabulary(decoder: Path) -> None:
     """Each row is some row of the embeddings, drawn anew with another seed."""
     starts = []
     for seed in (1, 2):
-        base = modelling.load(decoder, SFT, pad_token_id=0)
+        base = loading.load(decoder, SFT, pad_token_id=0)
         torch.manual_seed(seed)
         starts.append(started(base, decoder, {"tokens": 7}))
         words = base.model.get_input_embeddings().weight
@@ -246,13 +246,13 @@ def test_a_prompt_starts_from_words_of_the_vocabulary(decoder: Path) -> None:
 
 def test_a_prompt_starts_from_a_text_repeated_or_cut(decoder: Path) -> None:
     """Without the tokenizer's special tokens, and the same for every seed."""
-    base = modelling.load(decoder, SFT, pad_token_id=0)
+    base = loading.load(decoder, SFT, pad_token_id=0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(decoder)
     ids = tokenizer("abc", add_special_tokens=False)["input_ids"]
     assert len(ids) == 3
     words = base.model.get_input_embeddings().weight.detach().clone()
     for tokens, expected in ((7, [*ids, *ids, ids[0]]), (2, ids[:2])):
-        fresh = modelling.load(decoder, SFT, pad_token_id=0)
+        fresh = loading.load(decoder, SFT, pad_token_id=0)
         assert torch.equal(started(fresh, decoder, {"tokens": tokens, "initText": "abc"}), words[expected])
 
 
@@ -318,9 +318,9 @@ def plain_loss(model: nn.Module, record: dict[str, Any], objective: str) -> floa
 def test_what_is_published_is_what_bf16_training_measured(decoder: Path, method: str, tmp_path: Path) -> None:
     """The virtual tokens are fp32 and the same numbers before and after the file, also where autocast is on."""
     model = applied(decoder, method)
-    modelling.narrow_frozen(model, torch.bfloat16)
+    loading.narrow_frozen(model, torch.bfloat16)
     METHODS[method].save(model, tmp_path, "base", "main")
-    reopened = METHODS[method].reopen(modelling.load(decoder, SFT, pad_token_id=0), tmp_path)
+    reopened = METHODS[method].reopen(loading.load(decoder, SFT, pad_token_id=0), tmp_path)
     ids = torch.tensor([ROWS[1], ROWS[1][::-1]])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(model(input_ids=ids).logits, reopened(input_ids=ids).logits)
@@ -376,7 +376,7 @@ def test_the_base_model_is_measured_without_virtual_tokens(tmp_path: Path) -> No
     run = prepared(tmp_path, Pair("llama", "sft", "promptTuning"), training={"maxSteps": 1}, records=24)
     tuner = run.tuner()
     report = run.train(Progress("train"))
-    tuner.model = modelling.load(Path(run.stage().page.model_path), SFT, 0).model
+    tuner.model = loading.load(Path(run.stage().page.model_path), SFT, 0).model
     plain, _ = tuner.assess(run.stage().rows("test"), lambda: None)
     assert report.evaluation.base == plain
     saved = Baseline.model_validate_json((run.workspace.checkpoints / "baseline.json").read_bytes())

@@ -24,10 +24,10 @@ import training
 from finetune_api.methods import Lora
 from finetune_api.methods import QLora as Options
 from finetune_api.reasons import Reason
-from finetune_trainer import modelling
 from finetune_trainer.finetuner import FineTuner
 from finetune_trainer.methods import METHODS
-from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.models import loading
+from finetune_trainer.models.loading import Head, LoadedModel
 from finetune_trainer.publish import publish
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
@@ -169,7 +169,7 @@ def test_gradients_are_those_of_plain_layers_that_hold_the_same_numbers(tmp_path
     tuner.assess(run.stage().rows("validation"), lambda: None)
     found, adapter = gradient(tuner, run), tuner.model.state_dict()
     folder = Path(run.stage().page.model_path)
-    rounded, plain = loaded(folder, **run.run.spec.method.options.to_wire()).model, modelling.load(folder, WRITER, 0)
+    rounded, plain = loaded(folder, **run.run.spec.method.options.to_wire()).model, loading.load(folder, WRITER, 0)
     for name in quantized(rounded):
         weight = rounded.get_submodule(name).weight
         plain.model.get_submodule(name).weight.data = dequantize_4bit(weight.data, weight.quant_state)

@@ -21,10 +21,11 @@ import tiny
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer import modelling, results
+from finetune_trainer import results
 from finetune_trainer.finetuner import FineTuner
 from finetune_trainer.losses import linear_cross_entropy
 from finetune_trainer.memory import PlannedModel
+from finetune_trainer.models import loading
 from finetune_trainer.objectives.sft import SftTrainer
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
@@ -319,7 +320,7 @@ def test_a_config_that_transformers_trips_over_is_the_models_fault(
     assert planned.value.message.startswith(f"spec.model.uri: {folder}/config.json ")
     assert told in planned.value.message
     with pytest.raises(Failure, match=str(folder)) as loaded:
-        modelling.load(folder, SftTrainer.head(()), pad_token_id=0)
+        loading.load(folder, SftTrainer.head(()), pad_token_id=0)
     assert {planned.value.reason, loaded.value.reason} == {Reason.MODEL_INVALID}
     assert "\x1b" not in planned.value.message + loaded.value.message
 
@@ -335,7 +336,7 @@ def test_a_kind_of_model_that_transformers_does_not_know_is_unsupported(tmp_path
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), MemoryError(), Failure(Reason.PREEMPTED, "stop")])
 def test_what_happens_to_a_model_while_it_is_read_is_not_its_fault(tmp_path: Path, error: Exception) -> None:
     """Memory that runs out and a signal that comes keep their own names."""
-    with pytest.raises(type(error)) as caught, modelling.reading(tmp_path, "cannot load"):
+    with pytest.raises(type(error)) as caught, loading.reading(tmp_path, "cannot load"):
         raise error
     assert caught.value is error
 
@@ -345,7 +346,7 @@ def test_a_tokenizer_that_transformers_trips_over_is_the_models_fault(tmp_path: 
     config = json.loads((folder / "tokenizer_config.json").read_bytes())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": 3}))
     with pytest.raises(Failure, match=f"spec.model.uri: its tokenizer, as it is in {folder}, cannot") as refused:
-        modelling.tokenizer_of(folder)
+        loading.tokenizer_of(folder)
     assert refused.value.reason is Reason.MODEL_INVALID
 
 
@@ -354,7 +355,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     folder = tiny.llama(tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(Failure, match="a pickle") as refused:
-        modelling.load(folder, SftTrainer.head(()), pad_token_id=0)
+        loading.load(folder, SftTrainer.head(()), pad_token_id=0)
     assert refused.value.reason is Reason.MODEL_INVALID
 
 

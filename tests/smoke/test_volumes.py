@@ -340,7 +340,7 @@ def test_weights_that_are_exchanged_after_prepare_are_refused(tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "."])
 def test_a_model_that_only_prepare_could_read_is_told_in_train(name: str) -> None:
     """Stages may run as different users, and libraries call a file that they may not read a missing one."""
-    from finetune_trainer.modelling import config_of
+    from finetune_trainer.models.loading import config_of
 
     with tempfile.TemporaryDirectory() as root:
         Path(root).chmod(0o755)

@@ -38,7 +38,7 @@ def row(folder: Path, spec: FineTuneJobSpec) -> dict[str, Any]:
     """One method: parameters, memory and the micro-batch that fits, or why the model cannot be trained so."""
     from finetune_trainer.fitting import largest, limit
     from finetune_trainer.memory import PlannedModel
-    from finetune_trainer.modelling import quiet
+    from finetune_trainer.models.loading import quiet
     from finetune_trainer.pretrained.initial_adapter import composed_here
 
     quiet()

@@ -19,8 +19,8 @@ from finetune_api.reasons import Reason
 from finetune_api.status import Metrics
 from finetune_trainer import checkpoints
 from finetune_trainer.batches import EpochBatches, by_length
-from finetune_trainer.methods import TuningMethod
-from finetune_trainer.modelling import Head
+from finetune_trainer.methods.method import TuningMethod
+from finetune_trainer.models.loading import Head
 from finetune_trainer.runtime.failures import Failure
 
 Batch = dict[str, Any]

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from finetune_api.spec import FineTuneJobSpec, Training
 from finetune_api.status import Memory
-from finetune_trainer import device, modelling
 from finetune_trainer.methods import METHODS
+from finetune_trainer.models import device, loading
+from finetune_trainer.models.loading import Head, LoadedModel, blank, config_of, fresh_modules
 from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.rehearsal import Stage, imitate_quantized
 
@@ -62,16 +64,16 @@ class PlannedModel:
         self._on_gpu, self._trains = spec.resources.gpus > 0, spec.training.max_steps != 0
         self.arithmetic = arithmetic(spec)
         dtype = self.arithmetic.dtype
-        base = modelling.blank_base(folder, spec, labels)
+        base = blank_base(folder, spec, labels)
         method = METHODS[spec.method.kind]
         quantized = method.quantized_bytes(base, spec.method.options)
         pretrained = {id(parameter): parameter for parameter in base.model.parameters()}
         packed = {id(layer.weight) for layer in quantized}
-        model: Any = modelling.applied(base, spec, labels)
+        model: Any = applied(base, spec, labels)
         self.total = _count(({id(tensor): tensor for tensor in model.parameters()} | pretrained).values())
         self.trainable = _count(parameter for parameter in model.parameters() if parameter.requires_grad)
         if dtype is not torch.float32:
-            modelling.narrow_frozen(model, dtype)
+            loading.narrow_frozen(model, dtype)
         self._fixed = _fixed(model, {id(layer.weight): size for layer, size in quantized.items()}, spec.training)
         used = {id(parameter) for parameter in model.parameters()} - packed
         self._replaced = 4 * _count(parameter for key, parameter in pretrained.items() if key not in used)
@@ -168,9 +170,30 @@ def _objective(spec: FineTuneJobSpec, model: Any, dtype: torch.dtype) -> Any:
     objective.pad_token_id = objective.start = 0
     config = model.config.get_text_config()
     objective.plain_head = not any(getattr(config, name, None) for name in SCALED_LOGITS)
-    objective.sees_padding = modelling.is_encoder(model.config)
+    objective.sees_padding = loading.is_encoder(model.config)
     return objective
 
 
 def _count(parameters: Iterable[torch.Tensor]) -> int:
     return sum(parameter.numel() for parameter in parameters)
+
+
+def blank_base(folder: Path, spec: FineTuneJobSpec, labels: list[str]) -> LoadedModel:
+    """The base model of a run, as `load` would give it, without memory for its parameters."""
+    head = _head(spec, labels, config_of(folder))
+    base = blank(folder, head)
+    return LoadedModel(base, fresh_modules(base, head))
+
+
+def applied(base: LoadedModel, spec: FineTuneJobSpec, labels: list[str]) -> nn.Module:
+    """A blank base with the run's method applied; raises Failure where that cannot be."""
+    steps = 0 if spec.training.max_steps == 0 else 1  # how many there are does not matter here, but that there are
+    method, options = METHODS[spec.method.kind], spec.method.options
+    if spec.output.merge:
+        method.check_merge(base, options)
+    with torch.device("meta"):
+        return method.apply(base, options, _head(spec, labels, base.model.config), steps)
+
+
+def _head(spec: FineTuneJobSpec, labels: list[str], config: PretrainedConfig) -> Head:
+    return OBJECTIVES[spec.objective.kind].suited(config).head(tuple(labels))

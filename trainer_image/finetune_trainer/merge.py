@@ -12,8 +12,9 @@ import transformers
 
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
-from finetune_trainer import device, modelling, results
+from finetune_trainer import results
 from finetune_trainer.methods import METHODS
+from finetune_trainer.models import device, loading
 from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.prepared import Prepared, open_split
 from finetune_trainer.pretrained.base_model import check_unchanged
@@ -31,7 +32,7 @@ RECORDS, TOKENS = 3, 128
 def merge(run: Run, page: Prepared, workspace: Workspace, target: Path) -> None:
     """Write the merged model to `target` and read it back; raises Failure if its logits differ from the adapter's."""
     device.use_cores()
-    modelling.quiet()
+    loading.quiet()
     head, adapted = reopened(run, page, workspace)
     inputs = prompts(page, workspace)
     expected = logits(adapted, inputs)
@@ -40,12 +41,12 @@ def merge(run: Run, page: Prepared, workspace: Workspace, target: Path) -> None:
     compare(expected, logits(plain, inputs))
 
 
-def reopened(run: Run, page: Prepared, workspace: Workspace) -> tuple[modelling.Head, Any]:
+def reopened(run: Run, page: Prepared, workspace: Workspace) -> tuple[loading.Head, Any]:
     """The adapter that training left, on its base in full precision, and as what that base is opened."""
     check_unchanged(run, page)
-    config = modelling.config_of(Path(page.model_path))
+    config = loading.config_of(Path(page.model_path))
     head = OBJECTIVES[run.spec.objective.kind].suited(config).head(tuple(page.labels))
-    base = modelling.load(Path(page.model_path), head, page.pad_token_id)
+    base = loading.load(Path(page.model_path), head, page.pad_token_id)
     return head, METHODS[run.spec.method.kind].reopen(base, workspace.result / results.ARTIFACT)
 
 

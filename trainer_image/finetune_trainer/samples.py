@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, StoppingCriteriaList
 
 from finetune_api.spec import Evaluation
-from finetune_trainer.modelling import tokenizer_of
+from finetune_trainer.models.loading import tokenizer_of
 
 LONGEST_ANSWER = 4000
 """Characters; the contract takes no more than 4,096."""

@@ -19,11 +19,12 @@ from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import EvaluationResult, Sample
-from finetune_trainer import checkpoints, device, modelling, results
+from finetune_trainer import checkpoints, results
 from finetune_trainer.callbacks import Course, timetable
 from finetune_trainer.checkpoints import Store
 from finetune_trainer.finetuner import FineTuner, Rows
 from finetune_trainer.methods import METHODS
+from finetune_trainer.models import device, loading
 from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.prepared import Prepared, SplitName, open_split, read_prepared, tokenizer_folder
 from finetune_trainer.pretrained.base_model import check_unchanged
@@ -107,7 +108,7 @@ def stage_of(run: Run, workspace: Workspace, progress: Progress, stop: StopReque
 
 def _begin(stage: Stage) -> None:
     stage.progress.update(activity="loading", total_steps=stage.page.plan.total_steps or 0)
-    modelling.quiet()
+    loading.quiet()
     if device.device().type == "cpu":
         _without_gpu(stage.run)
     log.info("%d threads", device.use_cores())
@@ -130,7 +131,7 @@ def _without_gpu(run: Run) -> None:
 
 def assemble(stage: Stage) -> FineTuner:
     """The model with its method applied, inside its objective's trainer."""
-    config = modelling.config_of(Path(stage.page.model_path))
+    config = loading.config_of(Path(stage.page.model_path))
     objective, method = OBJECTIVES[stage.spec.objective.kind].suited(config), METHODS[stage.spec.method.kind]
     head = objective.head(tuple(stage.page.labels))
     options = stage.spec.method.options
@@ -141,7 +142,7 @@ def assemble(stage: Stage) -> FineTuner:
     assert steps is not None
     model = method.apply(base, options, head, steps, tokenizer_folder(stage.workspace))
     if dtype is not torch.float32:
-        modelling.narrow_frozen(model, dtype)
+        loading.narrow_frozen(model, dtype)
     device.give_back_freed()
     rows = stage.rows("train")
     if rows is None:

@@ -17,7 +17,7 @@ from torch import nn
 from finetune_api.methods import AdaLora as Options
 from finetune_trainer.methods.method import target_layers
 from finetune_trainer.methods.peft_method import PeftMethod, is_transposed, whole
-from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.models.loading import Head, LoadedModel
 
 AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """The allocator's moving averages, each a tensor per parameter."""

@@ -8,7 +8,7 @@ from finetune_api.methods import BitFit as Options
 from finetune_api.reasons import Reason
 from finetune_trainer.methods.method import linear_layers
 from finetune_trainer.methods.own import OwnMethod
-from finetune_trainer.modelling import LoadedModel
+from finetune_trainer.models.loading import LoadedModel
 from finetune_trainer.runtime.failures import Failure
 
 SWITCHES = ("attention_bias", "mlp_bias")

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from finetune_api.methods import Full as Options
 from finetune_trainer.methods.method import TuningMethod
-from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.models.loading import Head, LoadedModel
 
 
 class Full(TuningMethod):

@@ -9,7 +9,7 @@ from finetune_api.methods import Ia3 as Options
 from finetune_api.reasons import Reason
 from finetune_trainer.methods.method import linear_layers, target_layers
 from finetune_trainer.methods.peft_method import PeftMethod, is_transposed
-from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.models.loading import Head, LoadedModel
 from finetune_trainer.runtime.failures import Failure
 
 FIELD = "spec.method.ia3"

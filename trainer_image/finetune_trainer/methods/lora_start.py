@@ -19,7 +19,7 @@ from finetune_api import uris
 from finetune_api.methods import Lora as Options
 from finetune_api.reasons import Reason
 from finetune_trainer.methods.peft_method import is_transposed
-from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.models.loading import Head, LoadedModel
 from finetune_trainer.pretrained.initial_adapter import FIELD, origins
 from finetune_trainer.pretrained.stored_adapter import PREFIX, StoredAdapter
 from finetune_trainer.runtime.failures import Failure

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from finetune_api.reasons import Reason
-from finetune_trainer import modelling
-from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.models import loading
+from finetune_trainer.models.loading import Head, LoadedModel
 from finetune_trainer.runtime.failures import Failure
 
 ALL_LINEAR = "all-linear"
@@ -30,7 +30,7 @@ class TuningMethod:
 
     def load(self, folder: Path, head: Head, pad_token_id: int, options: Any, dtype: torch.dtype) -> LoadedModel:
         """The base as it is while the method learns and is measured; matrix products are in `dtype`."""
-        return modelling.load(folder, head, pad_token_id)
+        return loading.load(folder, head, pad_token_id)
 
     def quantized_bytes(self, base: LoadedModel, options: Any) -> dict[nn.Module, int]:
         """Layers of a base in full precision that `load` would hold in fewer bits, with their bytes then."""

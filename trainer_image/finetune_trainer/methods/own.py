@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from finetune_api.methods import MethodOptions
 from finetune_api.reasons import Reason
 from finetune_trainer.methods.method import TuningMethod
-from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.models.loading import Head, LoadedModel
 from finetune_trainer.runtime.failures import Failure
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -23,9 +23,9 @@ from finetune_api.methods import PromptTuning as PromptOptions
 from finetune_api.methods import PTuning as PTuningOptions
 from finetune_api.methods import PTuningV2 as PTuningV2Options
 from finetune_api.reasons import Reason
-from finetune_trainer.methods.blocks import decoder_layers, heads
 from finetune_trainer.methods.peft_method import PeftMethod
-from finetune_trainer.modelling import Head, LoadedModel, is_encoder, tokenizer_of
+from finetune_trainer.models.architectures import decoder_layers, heads
+from finetune_trainer.models.loading import Head, LoadedModel, is_encoder, tokenizer_of
 from finetune_trainer.runtime.failures import Failure
 
 EMBEDDINGS = "promptTuning or pTuning, which learn embeddings, or lora"

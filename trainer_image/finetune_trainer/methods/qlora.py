@@ -16,10 +16,10 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune_api.methods import QLora as Options
 from finetune_api.reasons import Reason
-from finetune_trainer import modelling
 from finetune_trainer.methods.method import linear_layers, target_layers
 from finetune_trainer.methods.peft_method import PeftMethod, whole
-from finetune_trainer.modelling import Head, LoadedModel
+from finetune_trainer.models import loading
+from finetune_trainer.models.loading import Head, LoadedModel
 from finetune_trainer.runtime.failures import Failure
 
 FIELD = "spec.method.qlora"
@@ -31,12 +31,12 @@ BLOCK, BLOCK_OF_SCALES = 64, 256
 
 class QLora(PeftMethod):
     def load(self, folder: Path, head: Head, pad_token_id: int, options: Options, dtype: torch.dtype) -> LoadedModel:
-        spared = _outputs(modelling.blank(folder, head), head)
-        base = modelling.load(folder, head, pad_token_id, quantization=_quantization(options, dtype, spared))
+        spared = _outputs(loading.blank(folder, head), head)
+        base = loading.load(folder, head, pad_token_id, quantization=_quantization(options, dtype, spared))
         unknown = [name for name in base.fresh if _holds_4_bits(base.model.get_submodule(name))]
         if unknown:  # new, random, and about to learn: a BERT from masked language modelling has no pooler
             quantization = _quantization(options, dtype, spared + unknown)
-            base = modelling.load(folder, head, pad_token_id, quantization=quantization)
+            base = loading.load(folder, head, pad_token_id, quantization=quantization)
         _keep_layout(base.model)
         # Checkpointing is the Trainer's, which needs no gradient of the embeddings' output for it.
         peft.prepare_model_for_kbit_training(base.model, use_gradient_checkpointing=False)
@@ -112,7 +112,7 @@ def _outputs(model: PreTrainedModel, head: Head) -> list[str]:
     """Names of the output layer and of the new head. Left to itself, transformers would quantize BERT's classifier."""
     outputs = model.get_output_embeddings()
     pretrained = [name for name, module in model.named_modules() if module is outputs]
-    return [*pretrained, *modelling.fresh_modules(model, head)]
+    return [*pretrained, *loading.fresh_modules(model, head)]
 
 
 def _holds_4_bits(module: nn.Module) -> bool:

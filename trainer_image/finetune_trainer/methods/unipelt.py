@@ -30,9 +30,9 @@ from transformers.masking_utils import sdpa_mask
 
 from finetune_api.methods import UniPelt as Options
 from finetune_trainer.methods.adapter import Behind, Bottleneck, put_behind
-from finetune_trainer.methods.blocks import Heads, Names, blocks, heads, widths
 from finetune_trainer.methods.own import OwnMethod, replace
-from finetune_trainer.modelling import LoadedModel, is_encoder
+from finetune_trainer.models.architectures import Heads, Names, blocks, heads, widths
+from finetune_trainer.models.loading import LoadedModel, is_encoder
 
 FIELD = "spec.method.uniPelt"
 ATTENTION = "finetune_gated_prefix"

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from finetune_api.status import Metrics
 from finetune_trainer.finetuner import Batch, FineTuner, Judgement, padded
-from finetune_trainer.modelling import Head, fresh_modules, is_encoder
+from finetune_trainer.models.loading import Head, fresh_modules, is_encoder
 
 
 class ClassificationTrainer(FineTuner):

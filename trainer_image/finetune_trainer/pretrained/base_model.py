@@ -1,7 +1,7 @@
 """The base model as a folder: found where it lies or fetched once, checked without loading it, and pinned.
 
 It decides whether a folder is a model that can be trained from. It reads no weights but to digest them; what
-transformers makes of the model is modelling's business.
+transformers makes of the model is `models`' business.
 """
 
 import hashlib

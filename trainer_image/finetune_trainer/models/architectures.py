@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from finetune_api.reasons import Reason
-from finetune_trainer.modelling import LoadedModel
+from finetune_trainer.models.loading import LoadedModel
 from finetune_trainer.runtime.failures import Failure
 
 

@@ -21,7 +21,6 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PretrainedCo
 from transformers.models.auto import modeling_auto
 
 from finetune_api.reasons import Reason
-from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.volumes import REFUSING, UNREACHABLE, explained
 from finetune_trainer.storage.json_file import read_json
@@ -184,31 +183,6 @@ def _start_token(folder: Path, config: PretrainedConfig) -> int:
             "decoder_start_token_id, the token that answers start from",
         )
     return named
-
-
-def blank_base(folder: Path, spec: FineTuneJobSpec, labels: list[str]) -> LoadedModel:
-    """The base model of a run, as `load` would give it, without memory for its parameters."""
-    head = _head(spec, labels, config_of(folder))
-    base = blank(folder, head)
-    return LoadedModel(base, fresh_modules(base, head))
-
-
-def applied(base: LoadedModel, spec: FineTuneJobSpec, labels: list[str]) -> nn.Module:
-    """A blank base with the run's method applied; raises Failure where that cannot be."""
-    from finetune_trainer.methods import METHODS
-
-    steps = 0 if spec.training.max_steps == 0 else 1  # how many there are does not matter here, but that there are
-    method, options = METHODS[spec.method.kind], spec.method.options
-    if spec.output.merge:
-        method.check_merge(base, options)
-    with torch.device("meta"):
-        return method.apply(base, options, _head(spec, labels, base.model.config), steps)
-
-
-def _head(spec: FineTuneJobSpec, labels: list[str], config: PretrainedConfig) -> Head:
-    from finetune_trainer.objectives import OBJECTIVES
-
-    return OBJECTIVES[spec.objective.kind].suited(config).head(tuple(labels))
 
 
 def fresh_modules(model: PreTrainedModel, head: Head) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""Models in memory, and the machine under them. It knows no objective and no method."""
