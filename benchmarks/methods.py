@@ -267,7 +267,8 @@ def noise(run_file: str) -> int:
     import torch
 
     from finetune_api.run import read_run
-    from finetune_trainer import merge, prepared
+    from finetune_trainer import merge
+    from finetune_trainer.data import prepared
     from finetune_trainer.models import device
     from finetune_trainer.runtime.workspace import Workspace
 

@@ -163,7 +163,7 @@ class Clock:
 def ours(options: argparse.Namespace) -> dict[str, float]:
     """The train stage, whole, as a pod runs it."""
     from finetune_api.run import read_run
-    from finetune_trainer.prepared import open_split, read_prepared
+    from finetune_trainer.data.prepared import open_split, read_prepared
     from finetune_trainer.runtime.progress import Progress
     from finetune_trainer.runtime.workspace import Workspace
     from finetune_trainer.train import train
@@ -295,14 +295,14 @@ def lora_model(options: argparse.Namespace) -> Any:
 
 
 def page_of(options: argparse.Namespace) -> Any:
-    from finetune_trainer.prepared import read_prepared
+    from finetune_trainer.data.prepared import read_prepared
     from finetune_trainer.runtime.workspace import Workspace
 
     return read_prepared(Workspace(options.folder / "workspace"))
 
 
 def prepared_split(options: argparse.Namespace, name: Any) -> Any:
-    from finetune_trainer.prepared import open_split
+    from finetune_trainer.data.prepared import open_split
     from finetune_trainer.runtime.workspace import Workspace
 
     return open_split(Workspace(options.folder / "workspace"), page_of(options), name)

@@ -12,9 +12,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from finetune_api.events import StageReport
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.data.prepared import Prepared, read_prepared
 from finetune_trainer.parameters import Parameters
 from finetune_trainer.prepare import prepare
-from finetune_trainer.prepared import Prepared, read_prepared
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.workspace import Workspace

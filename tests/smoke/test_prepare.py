@@ -19,7 +19,7 @@ import preparing
 import servers
 from finetune_api.reasons import Reason
 from finetune_trainer.data import splits
-from finetune_trainer.prepared import open_split, tokenizer_folder
+from finetune_trainer.data.prepared import open_split, tokenizer_folder
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.storage import hub
 from preparing import jsonl, prepared, run_of

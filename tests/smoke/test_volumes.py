@@ -20,7 +20,7 @@ import preparing
 from adapters import adapter
 from as_user import USER
 from finetune_api.run import Run
-from finetune_trainer.prepared import read_prepared
+from finetune_trainer.data.prepared import read_prepared
 from finetune_trainer.pretrained.base_model import check_unchanged
 from finetune_trainer.pretrained.tokenizer import load
 from finetune_trainer.runtime import volumes

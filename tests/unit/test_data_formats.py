@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from finetune_trainer.data.faults import Faults
+from finetune_trainer.data.bad_records import Faults
 from finetune_trainer.data.formats import DataFile, Row, format_of, rows
 from finetune_trainer.runtime.failures import Failure
 

@@ -7,8 +7,10 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import preparing
-from finetune_trainer.data.records import Kind, Record
-from finetune_trainer.data.tokens import Encoder, Example, Renderer
+from finetune_trainer.data.record_types import Kind
+from finetune_trainer.data.records import Record
+from finetune_trainer.data.rendering import Renderer
+from finetune_trainer.data.tokenization import Encoder, Example
 from finetune_trainer.pretrained import tokenizer as tokenizers_of_models
 from finetune_trainer.runtime.failures import Failure
 

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from adapters import LAYER, PREFIX, adapter, factors
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
-from finetune_trainer.prepared import Prepared
+from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.workspace import Workspace
 from preparing import jsonl, prepared, run_of

@@ -13,10 +13,10 @@ import transformers
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_trainer import results
+from finetune_trainer.data.prepared import Prepared, open_split
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import device, loading
 from finetune_trainer.objectives import OBJECTIVES
-from finetune_trainer.prepared import Prepared, open_split
 from finetune_trainer.pretrained.base_model import check_unchanged
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.workspace import Workspace

@@ -17,9 +17,12 @@ from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_api.spec import DEFAULT_BATCH, FineTuneJobSpec, Training
 from finetune_api.status import Plan
-from finetune_trainer.dataset import Preparation, Watch, data_key, longest, prepared_data
+from finetune_trainer.data.dataset import prepared_data
+from finetune_trainer.data.fingerprint import data_key
+from finetune_trainer.data.packing import longest
+from finetune_trainer.data.preparation import Preparation, Watch
+from finetune_trainer.data.prepared import Prepared, read_prepared, write_page
 from finetune_trainer.parameters import ParameterCount, Parameters
-from finetune_trainer.prepared import Prepared, read_prepared, write_page
 from finetune_trainer.pretrained.base_model import base_model
 from finetune_trainer.pretrained.initial_adapter import composed_start, settled
 from finetune_trainer.pretrained.tokenizer import load

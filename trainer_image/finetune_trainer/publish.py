@@ -24,9 +24,9 @@ from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_api.status import Artifact
 from finetune_trainer import results
+from finetune_trainer.data.prepared import Prepared, read_prepared, tokenizer_folder
 from finetune_trainer.loss_curve import loss_curve
 from finetune_trainer.model_card import model_card
-from finetune_trainer.prepared import Prepared, read_prepared, tokenizer_folder
 from finetune_trainer.results import Result
 from finetune_trainer.runtime.failures import FULL, Failure, as_os_error
 from finetune_trainer.runtime.files import new_folder, sha256

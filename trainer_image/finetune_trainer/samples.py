@@ -59,7 +59,7 @@ def _encoded(tokenizer: Any, prompt: str) -> Any:
 
 
 def _ended(encoded: Any, tokenizer: Any) -> dict[str, Any]:
-    """The prompt as inputs of an encoder-decoder are prepared (data/tokens.py): with an end, unless it has one."""
+    """The prompt as inputs of an encoder-decoder are prepared (tokenization.py): with an end, unless it has one."""
     ids = encoded["input_ids"].long()
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     if tokenizer.eos_token_id is not None and not special.intersection(ids[0, -1:].tolist()):

@@ -22,11 +22,11 @@ from finetune_api.status import EvaluationResult, Sample
 from finetune_trainer import checkpoints, results
 from finetune_trainer.callbacks import Course, timetable
 from finetune_trainer.checkpoints import Store
+from finetune_trainer.data.prepared import Prepared, SplitName, open_split, read_prepared, tokenizer_folder
 from finetune_trainer.finetuner import FineTuner, Rows
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import device, loading
 from finetune_trainer.objectives import OBJECTIVES
-from finetune_trainer.prepared import Prepared, SplitName, open_split, read_prepared, tokenizer_folder
 from finetune_trainer.pretrained.base_model import check_unchanged
 from finetune_trainer.pretrained.initial_adapter import settled
 from finetune_trainer.results import Baseline, HeldOut

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, cast
 
 from finetune_api.reasons import Reason
-from finetune_trainer.data.faults import Faults
+from finetune_trainer.data.bad_records import Faults
 from finetune_trainer.runtime.failures import FULL, Failure
 from finetune_trainer.runtime.volumes import UNREACHABLE, explained
 

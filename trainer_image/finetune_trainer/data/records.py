@@ -5,23 +5,13 @@ It decides which columns play which part and what is wrong with a record. It kno
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from finetune_api.reasons import Reason
 from finetune_api.spec import Columns, Source
 from finetune_trainer.data.formats import kind_of
+from finetune_trainer.data.record_types import OBJECTIVE_KINDS, PARTS, Kind
 from finetune_trainer.runtime.failures import BadRecordError, Failure
-
-Kind = Literal["chat", "prompt", "text", "labelled"]
-PARTS: dict[Kind, tuple[str, ...]] = {
-    "chat": ("messages",),
-    "prompt": ("prompt", "completion"),
-    "text": ("text",),
-    "labelled": ("text", "label"),
-}
-"""The parts of each kind of record, in the order in which kinds are looked for."""
-OBJECTIVE_KINDS: dict[str, tuple[Kind, ...]] = {"sft": ("chat", "prompt", "text"), "classification": ("labelled",)}
-"""The kinds of records that an objective learns from."""
 
 
 class Record(NamedTuple):

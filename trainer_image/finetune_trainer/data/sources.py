@@ -17,7 +17,7 @@ from finetune_api.run import Run
 from finetune_api.spec import Dataset, Source
 from finetune_api.text import printable
 from finetune_trainer.data.formats import SUFFIXES, DataFile, Format, format_of
-from finetune_trainer.prepared import SplitName
+from finetune_trainer.data.prepared import SplitName
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import beside
 from finetune_trainer.runtime.volumes import REMOTE, WILD, Named

@@ -26,7 +26,7 @@ from finetune_trainer.storage.json_file import read_json
 from finetune_trainer.storage.safetensors_file import TensorFile
 
 if TYPE_CHECKING:
-    from finetune_trainer.prepared import Prepared  # as a type alone: the page is made of what is here
+    from finetune_trainer.data.prepared import Prepared  # as a type alone: the page is made of what is here
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Writes the records of one table, a batch at a time, in the layout of `finetune_trainer.prepared`.
+"""Writes the records of one table, a batch at a time, in the layout of `finetune_trainer.data.prepared`.
 
 It decides the order of bytes and their digest. It knows no record's meaning.
 """
@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_trainer.data.tokens import Example
+from finetune_trainer.data.tokenization import Example
 
 
 class Column:
