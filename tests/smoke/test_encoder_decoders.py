@@ -239,7 +239,7 @@ def test_a_prefix_starts_as_what_the_decoder_has_for_words(
 ) -> None:
     """Each layer finds the keys and values that it computes for the words that were drawn."""
     words = torch.arange(20, 20 + TOKENS)
-    monkeypatch.setattr("finetune_trainer.methods.prompts._random_words", lambda base, count: words)
+    monkeypatch.setattr("finetune_trainer.methods.virtual_tokens._random_words", lambda base, count: words)
     base = loading.load(folders[name], HEAD, 0)
     options = Method.model_validate({"pTuningV2": {"tokens": TOKENS}}).options
     model: Any = METHODS["pTuningV2"].apply(base, options, HEAD, steps=1)

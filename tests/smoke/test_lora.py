@@ -14,7 +14,7 @@ from finetune_api.methods import Lora
 from finetune_api.reasons import Reason
 from finetune_trainer import results
 from finetune_trainer.methods import METHODS
-from finetune_trainer.methods.lora_linear import hasten
+from finetune_trainer.methods.fused_lora import hasten
 from finetune_trainer.models import loading
 from finetune_trainer.models.loading import LoadedModel
 from finetune_trainer.objectives.sft import SftTrainer

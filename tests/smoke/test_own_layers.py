@@ -24,7 +24,7 @@ from finetune_api.methods import Adapter, Method, QaLora, UniPelt
 from finetune_api.reasons import Reason
 from finetune_trainer.adapters import load_adapter
 from finetune_trainer.methods import METHODS
-from finetune_trainer.methods.own import WEIGHTS
+from finetune_trainer.methods.native_method import WEIGHTS
 from finetune_trainer.methods.qalora import QuantizedLinear, dequantized, quantized
 from finetune_trainer.methods.unipelt import gated_prefix_attention
 from finetune_trainer.models import loading

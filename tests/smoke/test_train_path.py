@@ -23,9 +23,9 @@ from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer import results
 from finetune_trainer.finetuner import FineTuner
-from finetune_trainer.losses import linear_cross_entropy
 from finetune_trainer.memory import PlannedModel
 from finetune_trainer.models import loading
+from finetune_trainer.objectives.linear_cross_entropy import linear_cross_entropy
 from finetune_trainer.objectives.sft import SftTrainer
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
@@ -54,7 +54,7 @@ def llama(runs: dict[Pair, Prepared], tmp_path: Path) -> Prepared:
 @pytest.mark.parametrize("chunk", [1 << 24, 64], ids=["whole", "chunks of a row"])
 def test_loss_through_the_head_equals_plain_cross_entropy(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """Loss and all gradients agree with logits held whole, in one chunk or in many."""
-    monkeypatch.setattr("finetune_trainer.losses.CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr("finetune_trainer.objectives.linear_cross_entropy.CHUNK_ELEMENTS", chunk)
     torch.manual_seed(0)
     plain = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((7, 5), (11, 5), (11,))]
     ours = [tensor.detach().clone().requires_grad_() for tensor in plain]

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from finetune_api.reasons import Reason
 from finetune_trainer.methods import METHODS
-from finetune_trainer.methods.own import read_page
+from finetune_trainer.methods.native_method import read_page
 from finetune_trainer.models.loading import LoadedModel
 from finetune_trainer.runtime.failures import Failure
 

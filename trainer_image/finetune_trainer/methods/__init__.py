@@ -7,10 +7,10 @@ from finetune_trainer.methods.full import Full
 from finetune_trainer.methods.ia3 import Ia3
 from finetune_trainer.methods.lora import Lora
 from finetune_trainer.methods.method import TuningMethod
-from finetune_trainer.methods.prompts import PrefixTuning, PromptTuning, PTuning, PTuningV2
 from finetune_trainer.methods.qalora import QaLora
 from finetune_trainer.methods.qlora import QLora
 from finetune_trainer.methods.unipelt import UniPelt
+from finetune_trainer.methods.virtual_tokens import PrefixTuning, PromptTuning, PTuning, PTuningV2
 
 METHODS: dict[str, TuningMethod] = {
     "lora": Lora(),

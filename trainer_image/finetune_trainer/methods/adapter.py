@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from finetune_api.methods import Adapter as Options
 from finetune_api.reasons import Reason
-from finetune_trainer.methods.own import OwnMethod, replace
+from finetune_trainer.methods.native_method import OwnMethod, replace
 from finetune_trainer.models.architectures import Names, blocks
 from finetune_trainer.models.loading import LoadedModel
 from finetune_trainer.runtime.failures import Failure

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from finetune_api.methods import BitFit as Options
 from finetune_api.reasons import Reason
 from finetune_trainer.methods.method import linear_layers
-from finetune_trainer.methods.own import OwnMethod
+from finetune_trainer.methods.native_method import OwnMethod
 from finetune_trainer.models.loading import LoadedModel
 from finetune_trainer.runtime.failures import Failure
 

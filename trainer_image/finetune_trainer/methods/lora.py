@@ -18,8 +18,8 @@ from torch import nn
 
 from finetune_api.methods import Lora as Options
 from finetune_api.reasons import Reason
-from finetune_trainer.methods.lora_linear import ADAPTER, hasten
-from finetune_trainer.methods.lora_start import begin, started_config, stored_start, without_adapter
+from finetune_trainer.methods.fused_lora import ADAPTER, hasten
+from finetune_trainer.methods.lora_from_adapter import begin, started_config, stored_start, without_adapter
 from finetune_trainer.methods.method import ALL_LINEAR, linear_layers, target_layers
 from finetune_trainer.methods.peft_method import PeftMethod, is_transposed, whole
 from finetune_trainer.models.architectures import decoder_layers

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from finetune_api.methods import QaLora as Options
 from finetune_api.reasons import Reason
 from finetune_trainer.methods.method import chosen_layers
-from finetune_trainer.methods.own import OwnMethod, replace
+from finetune_trainer.methods.native_method import OwnMethod, replace
 from finetune_trainer.models.architectures import widths
 from finetune_trainer.models.loading import LoadedModel
 from finetune_trainer.runtime.failures import Failure

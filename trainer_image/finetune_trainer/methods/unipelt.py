@@ -30,7 +30,7 @@ from transformers.masking_utils import sdpa_mask
 
 from finetune_api.methods import UniPelt as Options
 from finetune_trainer.methods.adapter import Behind, Bottleneck, put_behind
-from finetune_trainer.methods.own import OwnMethod, replace
+from finetune_trainer.methods.native_method import OwnMethod, replace
 from finetune_trainer.models.architectures import Heads, Names, blocks, heads, widths
 from finetune_trainer.models.loading import LoadedModel, is_encoder
 

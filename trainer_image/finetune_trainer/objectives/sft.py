@@ -15,8 +15,8 @@ from transformers import PretrainedConfig
 
 from finetune_api.status import Metrics
 from finetune_trainer.finetuner import Batch, FineTuner, Judgement, padded
-from finetune_trainer.losses import linear_cross_entropy
 from finetune_trainer.models.loading import Head
+from finetune_trainer.objectives.linear_cross_entropy import linear_cross_entropy
 
 LARGEST_EXPONENT = 60.0
 """A perplexity above e^60 says no more than e^60 does."""
