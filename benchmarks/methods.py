@@ -206,7 +206,8 @@ def bare_loop(run_file: str) -> int:
     from finetune_trainer.runtime.progress import Progress
     from finetune_trainer.runtime.stop import StopRequest
     from finetune_trainer.runtime.workspace import Workspace
-    from finetune_trainer.train import assemble, stage_of
+    from finetune_trainer.train import assemble
+    from finetune_trainer.training.context import stage_of
 
     run = read_run(Path(run_file))
     use_cores()
@@ -243,7 +244,8 @@ def reopened(run_file: str) -> int:
     from finetune_trainer.runtime.progress import Progress
     from finetune_trainer.runtime.stop import StopRequest
     from finetune_trainer.runtime.workspace import Workspace
-    from finetune_trainer.train import assemble, stage_of
+    from finetune_trainer.train import assemble
+    from finetune_trainer.training.context import stage_of
 
     run = read_run(Path(run_file))
     device.use_cores()

@@ -317,7 +317,7 @@ def fresh_workspace(folder: Path) -> Path:
 
 def batch_order(lengths: Any, steps: int) -> list[Any]:
     """The stage's own order: the same records in the same batches."""
-    from finetune_trainer.batches import shuffled
+    from finetune_trainer.training.batching import shuffled
 
     return shuffled(lengths, MICRO, SEED, epoch=0)[:steps]
 

@@ -12,11 +12,13 @@ import torch
 import preparing
 import tiny
 from finetune_api.run import Run
-from finetune_trainer.finetuner import FineTuner, Rows
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.stop import StopRequest
 from finetune_trainer.runtime.workspace import Workspace
-from finetune_trainer.train import Stage, assemble, stage_of, train
+from finetune_trainer.train import assemble, train
+from finetune_trainer.training.batching import Rows
+from finetune_trainer.training.context import Stage, stage_of
+from finetune_trainer.training.trainer import FineTuner
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread only costs on models of this size
 

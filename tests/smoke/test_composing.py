@@ -24,7 +24,7 @@ from torch import nn
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.status import EvaluationResult
-from finetune_trainer import checkpoints, results
+from finetune_trainer import results
 from finetune_trainer.choices import row
 from finetune_trainer.memory import PlannedModel, Shape
 from finetune_trainer.models import loading
@@ -36,6 +36,7 @@ from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import sha256
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.workspace import Workspace
+from finetune_trainer.training import checkpoints
 from tolerance import PASS, WEIGHT, InDouble, assert_close, doubled
 from training import STEPS, Pair, Prepared, StopAfter, prepared
 

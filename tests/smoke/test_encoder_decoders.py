@@ -25,7 +25,6 @@ import training
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_trainer import choices, results
-from finetune_trainer.finetuner import FineTuner
 from finetune_trainer.memory import PlannedModel
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import loading
@@ -35,6 +34,7 @@ from finetune_trainer.publish import publish
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.samples import answers
+from finetune_trainer.training.trainer import FineTuner
 from tolerance import PASS, WEIGHT, InDouble, assert_close, doubled
 from training import METHODS as OPTIONS
 from training import Pair, Prepared, prepared

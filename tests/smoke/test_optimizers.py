@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from finetune_api.reasons import Reason
-from finetune_trainer import checkpoints, results
+from finetune_trainer import results
 from finetune_trainer.memory import moment_bytes
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
+from finetune_trainer.training import checkpoints
 from training import STEPS, Pair, Prepared, StopAfter, prepared
 
 SMALL = 4096

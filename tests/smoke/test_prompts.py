@@ -21,7 +21,6 @@ import preparing
 import tiny
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec, Method
-from finetune_trainer.finetuner import FineTuner
 from finetune_trainer.memory import PlannedModel
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import loading
@@ -30,6 +29,7 @@ from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.results import Baseline
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
+from finetune_trainer.training.trainer import FineTuner
 from tolerance import PASS, InDouble, assert_close, doubled
 from training import MODELS, Pair, prepared
 

@@ -20,14 +20,15 @@ from safetensors.torch import load_file
 
 from finetune_api.exits import ExitCode
 from finetune_api.status import EvaluationResult
-from finetune_trainer import checkpoints, results
-from finetune_trainer.finetuner import FineTuner
+from finetune_trainer import results
 from finetune_trainer.memory import PlannedModel
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.qalora import QuantizedLinear
 from finetune_trainer.publish import publish
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
+from finetune_trainer.training import checkpoints
+from finetune_trainer.training.trainer import FineTuner
 from tolerance import PASS, InDouble, assert_close, doubled
 from training import PAIRS, STEPS, Pair, Prepared, StopAfter, cut, gradient_of, is_core, prepared, some
 

@@ -22,7 +22,6 @@ from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer import results
-from finetune_trainer.finetuner import FineTuner
 from finetune_trainer.memory import PlannedModel
 from finetune_trainer.models import loading
 from finetune_trainer.objectives.linear_cross_entropy import linear_cross_entropy
@@ -32,6 +31,7 @@ from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.stop import StopRequest
 from finetune_trainer.runtime.workspace import Workspace
 from finetune_trainer.train import assemble, follow
+from finetune_trainer.training.trainer import FineTuner
 from tolerance import PASS, InDouble, assert_close, doubled
 from training import STEPS, Pair, Prepared, StopAfter, gradient_of, prepared, some, with_learnt
 

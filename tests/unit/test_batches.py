@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as some
 
-from finetune_trainer.batches import WINDOW, EpochBatches, by_length, shuffled
+from finetune_trainer.training.batching import WINDOW, EpochBatches, by_length, shuffled
 
 LENGTHS = np.random.default_rng(0).integers(1, 500, 3000).astype(np.int32)
 

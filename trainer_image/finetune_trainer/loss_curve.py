@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from finetune_trainer.state import RunState
+from finetune_trainer.training.state import RunState
 
 SIZE_INCHES, DOTS_PER_INCH = (7.0, 4.0), 120
 

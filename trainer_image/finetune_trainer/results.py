@@ -15,7 +15,7 @@ from finetune_api import uris
 from finetune_api.schema import Model
 from finetune_api.status import EvaluationResult, Metrics
 from finetune_trainer.runtime.files import new_folder, write_file
-from finetune_trainer.state import Identity, RunState, check_identity
+from finetune_trainer.training.state import Identity, RunState, check_identity
 
 PAGE, ARTIFACT = "result.json", "artifact"
 

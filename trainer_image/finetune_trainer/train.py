@@ -4,10 +4,7 @@ It puts together one objective and one method, runs the path that all share, and
 held-out data. Whatever was done by an earlier attempt is not done again.
 """
 
-import hashlib
-import json
 import logging
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,18 +14,13 @@ import transformers
 from finetune_api.events import StageReport
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
-from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import EvaluationResult, Sample
-from finetune_trainer import checkpoints, results
-from finetune_trainer.callbacks import Course, timetable
-from finetune_trainer.checkpoints import Store
-from finetune_trainer.data.prepared import Prepared, SplitName, open_split, read_prepared, tokenizer_folder
-from finetune_trainer.finetuner import FineTuner, Rows
+from finetune_trainer import results
+from finetune_trainer.data.prepared import tokenizer_folder
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import device, loading
 from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.pretrained.base_model import check_unchanged
-from finetune_trainer.pretrained.initial_adapter import settled
 from finetune_trainer.results import Baseline, HeldOut
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import write_file
@@ -36,40 +28,19 @@ from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.stop import StopRequest
 from finetune_trainer.runtime.workspace import Workspace
 from finetune_trainer.samples import answers
-from finetune_trainer.state import Identity, check_identity
+from finetune_trainer.training import checkpoints
+from finetune_trainer.training.arguments import _arguments
+from finetune_trainer.training.callback import Course
+from finetune_trainer.training.checkpoints import Store
+from finetune_trainer.training.context import Stage, stage_of
+from finetune_trainer.training.intervals import timetable
+from finetune_trainer.training.state import check_identity
+from finetune_trainer.training.trainer import FineTuner
 
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "tokenizers", "numpy")
 """Those whose versions can change a result."""
-OPTIMIZERS = {
-    "adamw": "adamw_torch_fused",
-    "adamw8bit": "adamw_8bit",
-    "pagedAdamw8bit": "paged_adamw_8bit",
-    "adafactor": "adafactor",
-}
-"""transformers' names for `spec.training.optimizer`."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What every step of the stage needs to know."""
-
-    run: Run
-    page: Prepared
-    workspace: Workspace
-    progress: Progress
-    stop: StopRequest
-    identity: Identity
-
-    @property
-    def spec(self) -> FineTuneJobSpec:
-        return settled(self.run.spec, self.workspace.start)
-
-    def rows(self, name: SplitName) -> Rows | None:
-        """The rows of a split; None where it is switched off or empty."""
-        split = open_split(self.workspace, self.page, name)
-        return Rows(split, packed=self.page.packing and name == "train") if split is not None and len(split) else None
 
 
 def train(run: Run, workspace: Workspace, progress: Progress, stop: StopRequest | None = None) -> StageReport:
@@ -88,22 +59,6 @@ def train(run: Run, workspace: Workspace, progress: Progress, stop: StopRequest 
     course = follow(stage, tuner)
     evaluation = _finish(stage, tuner, course, baseline)
     return StageReport(stage="train", evaluation=evaluation)
-
-
-def stage_of(run: Run, workspace: Workspace, progress: Progress, stop: StopRequest) -> Stage:
-    page = read_prepared(workspace)
-    if page is None:
-        raise Failure(Reason.INPUT_UNAVAILABLE, f"{workspace.prepared} holds no prepared data: run `prepare` first")
-    recipe = run.spec.to_wire(include={"objective", "method", "training"})
-    if page.start is not None:
-        recipe["start"] = page.start.digest
-    identity = Identity(
-        uid=run.uid,
-        data=page.data.fingerprint or "",
-        base=page.model_revision,
-        recipe=hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
-    )
-    return Stage(run, page, workspace, progress, stop, identity)
 
 
 def _begin(stage: Stage) -> None:
@@ -154,41 +109,6 @@ def assemble(stage: Stage) -> FineTuner:
     tuner = objective(model, arguments, rows, stage.page.pad_token_id, dtype, method, rates)
     stage.stop.check()
     return tuner
-
-
-def _arguments(stage: Stage, on: torch.device) -> transformers.TrainingArguments:
-    """The spec in the words of transformers. It neither reports, evaluates nor saves: callbacks.py does."""
-    training, plan = stage.spec.training, stage.page.plan
-    micro, accumulation, steps = plan.micro_batch_size, plan.gradient_accumulation, plan.total_steps
-    assert micro is not None
-    assert accumulation is not None
-    assert steps is not None
-    assert training.learning_rate is not None
-    arguments = transformers.TrainingArguments(
-        output_dir=str(stage.workspace.checkpoints),
-        max_steps=steps,
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=2 * micro,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(training.schedule, training.schedule),
-        warmup_steps=round(steps * training.warmup_ratio),
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        optim=OPTIMIZERS[training.optimizer],
-        activation_checkpointing=training.gradient_checkpointing,
-        seed=training.seed,
-        use_cpu=on.type == "cpu",
-        logging_strategy="no",
-        eval_strategy="no",
-        save_strategy="no",
-        logging_nan_inf_filter=False,
-        dataloader_pin_memory=False,
-        report_to=[],
-        disable_tqdm=True,
-    )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # several would mean DataParallel, which is slower than one
-    return arguments
 
 
 def _baseline(stage: Stage, tuner: FineTuner) -> Baseline:

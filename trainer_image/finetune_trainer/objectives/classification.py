@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from finetune_api.status import Metrics
-from finetune_trainer.finetuner import Batch, FineTuner, Judgement, padded
 from finetune_trainer.models.loading import Head, fresh_modules, is_encoder
+from finetune_trainer.training.trainer import Batch, FineTuner, Judgement, padded
 
 
 class ClassificationTrainer(FineTuner):

@@ -14,9 +14,9 @@ from torch.nn import functional
 from transformers import PretrainedConfig
 
 from finetune_api.status import Metrics
-from finetune_trainer.finetuner import Batch, FineTuner, Judgement, padded
 from finetune_trainer.models.loading import Head
 from finetune_trainer.objectives.linear_cross_entropy import linear_cross_entropy
+from finetune_trainer.training.trainer import Batch, FineTuner, Judgement, padded
 
 LARGEST_EXPONENT = 60.0
 """A perplexity above e^60 says no more than e^60 does."""

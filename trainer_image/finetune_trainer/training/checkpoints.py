@@ -29,7 +29,7 @@ from torch import nn
 from finetune_api.reasons import Reason
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import new_folder, sha256
-from finetune_trainer.state import Identity, RunState, check_identity
+from finetune_trainer.training.state import Identity, RunState, check_identity
 
 log = logging.getLogger(__name__)
 

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from finetune_api.reasons import Reason
 from finetune_api.status import Metrics
-from finetune_trainer import checkpoints
-from finetune_trainer.batches import EpochBatches, by_length
 from finetune_trainer.methods.method import TuningMethod
 from finetune_trainer.models.loading import Head
 from finetune_trainer.runtime.failures import Failure
+from finetune_trainer.training import checkpoints
+from finetune_trainer.training.batching import EpochBatches, Rows, _EpochLoader, by_length
 
 Batch = dict[str, Any]
 """What a collator makes of records: tensors for the model, and the plain numbers `tokens` and `items`."""
@@ -36,22 +36,6 @@ class Judgement:
     predicted: torch.Tensor | None = None
     """Class of each record, where the objective has classes."""
     expected: torch.Tensor | None = None
-
-
-class Rows(Dataset[Any]):
-    """Records, or packs of records that share a row, by number."""
-
-    def __init__(self, split: Any, packed: bool) -> None:
-        self.split, self.packs = split, split.packs if packed else None
-        lengths = np.asarray(split.lengths)
-        self.lengths = lengths if self.packs is None else np.array([lengths[pack].sum() for pack in self.packs])
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> list[dict[str, Any]]:
-        """The records of row `index`."""
-        return [self.split[index]] if self.packs is None else [self.split[int(member)] for member in self.packs[index]]
 
 
 class FineTuner(transformers.Trainer):
@@ -211,14 +195,6 @@ class FineTuner(transformers.Trainer):
     def _resumed(self) -> "checkpoints.Checkpoint":
         assert self.resumed_from is not None
         return self.resumed_from
-
-
-class _EpochLoader(DataLoader[Any]):
-    """Hands the epoch on to the batch sampler, which the Trainer asks for by this name."""
-
-    def set_epoch(self, epoch: int) -> None:
-        sampler: Any = self.batch_sampler
-        sampler.set_epoch(epoch)
 
 
 def padded(rows: list[np.ndarray], fill: int) -> torch.Tensor:

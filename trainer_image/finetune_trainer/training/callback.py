@@ -1,60 +1,27 @@
 """What happens between two optimizer steps: reports, evaluations, checkpoints, and the end of the run.
 
-It decides when. It knows no objective and no method: a model with a loss is all it sees.
+It decides when, by the timetable that it is given. It knows no objective and no method: a model with a loss is all it
+sees.
 """
 
 import logging
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.checkpoints import Store
-from finetune_trainer.finetuner import FineTuner, Rows
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.stop import StopRequest
-from finetune_trainer.state import Event, RunState
+from finetune_trainer.training.batching import Rows
+from finetune_trainer.training.checkpoints import Store
+from finetune_trainer.training.intervals import Timetable
+from finetune_trainer.training.state import Event, RunState
+from finetune_trainer.training.trainer import FineTuner
 
 log = logging.getLogger(__name__)
 
-LINES = 200
-"""Lines of history that a run is divided into, at least."""
 SILENCE_SECONDS = 5.0
 """Longest time without a report while steps are made."""
-
-
-@dataclass(frozen=True)
-class Timetable:
-    """When what is due; steps are counted from 1."""
-
-    total_steps: int
-    evaluate_every: int
-    checkpoint_steps: int | None
-    checkpoint_seconds: float | None
-    patience: int | None
-    min_delta: float
-
-    def evaluation_due(self, step: int) -> bool:
-        return step > 0 and (step % self.evaluate_every == 0 or step == self.total_steps)
-
-    @property
-    def report_every(self) -> int:
-        return max(1, self.total_steps // LINES)
-
-
-def timetable(spec: FineTuneJobSpec, total_steps: int) -> Timetable:
-    """The timetable of a resolved spec; ten evaluations unless it says otherwise."""
-    minutes, stopping = spec.checkpoint.every_minutes, spec.training.early_stopping
-    return Timetable(
-        total_steps=total_steps,
-        evaluate_every=spec.evaluation.every_steps or max(1, -(-total_steps // 10)),
-        checkpoint_steps=spec.checkpoint.every_steps,
-        checkpoint_seconds=None if minutes is None else 60.0 * minutes,
-        patience=stopping.patience if stopping else None,
-        min_delta=stopping.min_delta if stopping else 0.0,
-    )
 
 
 class Course(TrainerCallback):

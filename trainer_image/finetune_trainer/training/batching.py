@@ -6,8 +6,10 @@ a record.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
 
 WINDOW = 50
 """Micro-batches per window: records are sorted by length only within one, so that an epoch's order stays random."""
@@ -48,3 +50,27 @@ def by_length(lengths: np.ndarray, size: int) -> list[list[int]]:
     """Batches for evaluation, longest first: if memory does not suffice, the first batch tells."""
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     return [order[at : at + size].tolist() for at in range(0, len(order), size)]
+
+
+class Rows(Dataset[Any]):
+    """Records, or packs of records that share a row, by number."""
+
+    def __init__(self, split: Any, packed: bool) -> None:
+        self.split, self.packs = split, split.packs if packed else None
+        lengths = np.asarray(split.lengths)
+        self.lengths = lengths if self.packs is None else np.array([lengths[pack].sum() for pack in self.packs])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> list[dict[str, Any]]:
+        """The records of row `index`."""
+        return [self.split[index]] if self.packs is None else [self.split[int(member)] for member in self.packs[index]]
+
+
+class _EpochLoader(DataLoader[Any]):
+    """Hands the epoch on to the batch sampler, which the Trainer asks for by this name."""
+
+    def set_epoch(self, epoch: int) -> None:
+        sampler: Any = self.batch_sampler
+        sampler.set_epoch(epoch)

@@ -1,0 +1,1 @@
+"""The one path that every run takes, from step to step. It knows no objective and no method by name."""
