@@ -13,7 +13,7 @@ from finetune_api.events import StageReport
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.prepared import Prepared, read_prepared
-from finetune_trainer.parameters import Parameters
+from finetune_trainer.planning.client import Parameters
 from finetune_trainer.prepare import prepare
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress

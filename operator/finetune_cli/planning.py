@@ -109,7 +109,7 @@ def answers(spec: FineTuneJobSpec, folder: Path) -> Iterator[dict[str, Any]]:
 @contextmanager
 def _counted(spec: FineTuneJobSpec, folder: Path, methods: list[str]) -> Iterator[Iterable[str]]:
     """A line for each of these methods, as one process finds them."""
-    command = [sys.executable, "-m", f"{MODULE}.choices"]
+    command = [sys.executable, "-m", f"{MODULE}.planning.method_comparison"]
     question = {"model": str(folder.absolute()), "spec": spec.to_wire(), "methods": methods}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None

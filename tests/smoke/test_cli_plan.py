@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import tiny
 from finetune_cli import planning
 from finetune_cli.main import app
-from finetune_trainer import choices
+from finetune_trainer.planning import method_comparison
 
 CONFIG = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
           "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 300}  # fmt: skip
@@ -66,7 +66,7 @@ def test_libraries_print_nothing_that_acts_on_the_terminal(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(question)))
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, getattr(sys, name))  # put back afterwards
-    assert choices.main() == 0
+    assert method_comparison.main() == 0
     logging.StreamHandler().stream.write("\x1b[2J")
     print("\x1b[3J")
     assert capfd.readouterr() == ("", "\\x1b[2J\\x1b[3J\n")

@@ -25,10 +25,11 @@ from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.status import EvaluationResult
 from finetune_trainer import results
-from finetune_trainer.choices import row
-from finetune_trainer.memory import PlannedModel, Shape
 from finetune_trainer.models import loading
 from finetune_trainer.objectives.sft import SftTrainer
+from finetune_trainer.planning.memory import PlannedModel
+from finetune_trainer.planning.method_comparison import row
+from finetune_trainer.planning.workload import Shape
 from finetune_trainer.prepare import prepare
 from finetune_trainer.pretrained.adapter_composition import Composer, Part
 from finetune_trainer.publish import publish

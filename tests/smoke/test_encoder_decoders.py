@@ -24,12 +24,13 @@ import tiny
 import training
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec, Method
-from finetune_trainer import choices, results
-from finetune_trainer.memory import PlannedModel
+from finetune_trainer import results
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import loading
 from finetune_trainer.models.loading import Head
 from finetune_trainer.objectives import OBJECTIVES
+from finetune_trainer.planning import workload
+from finetune_trainer.planning.memory import PlannedModel
 from finetune_trainer.publish import publish
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
@@ -395,7 +396,7 @@ def test_inputs_and_answers_are_planned_apart(tmp_path: Path) -> None:
     _, page, _ = preparing.prepared(run, Count)
     assert [(load["length"], load["answer"], load["packed"]) for load in asked] == [(61, 91, False)]
     assert (page.packing, page.max_length) == (False, 700)
-    offline = choices.load(tmp_path / "model", run.spec)
+    offline = workload.load(tmp_path / "model", run.spec)
     assert (offline.length, offline.answer, offline.packed) == (700, 700, False)
 
 

@@ -14,11 +14,12 @@ import pytest
 import tiny
 from finetune_api.quantities import bytes_of, gibibytes
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.fitting import Load, fitted, largest
-from finetune_trainer.memory import CPU_HOLES, PlannedModel, Shape
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.qlora import four_bit_bytes
-from finetune_trainer.rehearsal import Stage
+from finetune_trainer.planning.memory import CPU_HOLES, PlannedModel
+from finetune_trainer.planning.micro_batch import fitted, largest
+from finetune_trainer.planning.simulation import Stage
+from finetune_trainer.planning.workload import Load, Shape
 from finetune_trainer.runtime.failures import Failure
 
 LLAMA_8B = {

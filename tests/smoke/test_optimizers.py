@@ -19,7 +19,7 @@ from torch import nn
 
 from finetune_api.reasons import Reason
 from finetune_trainer import results
-from finetune_trainer.memory import moment_bytes
+from finetune_trainer.planning.memory import moment_bytes
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.training import checkpoints

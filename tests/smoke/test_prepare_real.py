@@ -12,7 +12,7 @@ import torch
 import preparing
 import tiny
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.parameters import Parameters
+from finetune_trainer.planning.client import Parameters
 from finetune_trainer.runtime.failures import Failure
 
 LORA = {"method": {"lora": {"rank": 4}}}
@@ -30,7 +30,7 @@ class CountHere(preparing.Count):
         self._model, self._spec = model, spec
 
     def result(self, load: dict[str, Any]) -> Parameters:
-        from finetune_trainer.memory import PlannedModel
+        from finetune_trainer.planning.memory import PlannedModel
 
         model = PlannedModel(self._model, self._spec, self.asked or [])
         return Parameters(model.total, model.trainable)

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from finetune_api.exits import ExitCode
 from finetune_api.status import EvaluationResult
 from finetune_trainer import results
-from finetune_trainer.memory import PlannedModel
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.qalora import QuantizedLinear
+from finetune_trainer.planning.memory import PlannedModel
 from finetune_trainer.publish import publish
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress

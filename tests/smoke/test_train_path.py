@@ -22,10 +22,10 @@ from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer import results
-from finetune_trainer.memory import PlannedModel
 from finetune_trainer.models import loading
 from finetune_trainer.objectives.linear_cross_entropy import linear_cross_entropy
 from finetune_trainer.objectives.sft import SftTrainer
+from finetune_trainer.planning.memory import PlannedModel
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.stop import StopRequest

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_api.spec import FineTuneJobSpec, Training
-from finetune_trainer.prepare import schedule
+from finetune_trainer.planning.batch_size import schedule
 
 
 @pytest.mark.parametrize(

@@ -5,24 +5,23 @@ plan. It imports no torch: parameters are counted by a process of its own.
 """
 
 import logging
-import math
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from finetune_api.events import StageReport
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
-from finetune_api.spec import DEFAULT_BATCH, FineTuneJobSpec, Training
+from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Plan
 from finetune_trainer.data.dataset import prepared_data
 from finetune_trainer.data.fingerprint import data_key
-from finetune_trainer.data.packing import longest
 from finetune_trainer.data.preparation import Preparation, Watch
 from finetune_trainer.data.prepared import Prepared, read_prepared, write_page
-from finetune_trainer.parameters import ParameterCount, Parameters
+from finetune_trainer.planning.batch_size import schedule
+from finetune_trainer.planning.client import ParameterCount, Parameters
+from finetune_trainer.planning.workload import _load
 from finetune_trainer.pretrained.base_model import base_model
 from finetune_trainer.pretrained.initial_adapter import composed_start, settled
 from finetune_trainer.pretrained.tokenizer import load
@@ -34,8 +33,6 @@ from finetune_trainer.storage.output import check_output, check_room
 
 log = logging.getLogger(__name__)
 
-MOST_AT_ONCE = 64
-"""Records of a step that `batchSize: auto` takes at most: fewer keep a GPU busy, more want another learning rate."""
 SHORTEST = 8
 """Tokens of a record, below which nothing can be learnt: the least that training.maxLength may be."""
 
@@ -144,59 +141,6 @@ def _plan(job: Preparation, page: Prepared, parameters: Parameters) -> Plan:
         estimated_memory_bytes=parameters.memory.total if parameters.memory else None,
         memory=parameters.memory,
     )
-
-
-def _load(job: Preparation, page: Prepared) -> dict[str, Any]:
-    """What the data asks of the run, as fitting.Load says it."""
-    records = page.data.train_examples or 0
-    rows = page.data.packed_rows or records
-    length, answer = longest(job.workspace.prepared, page.splits.values(), job.in_pairs)
-    in_one_pass = job.spec.training.batch_size == "auto"
-    micro, accumulation, _ = schedule(job.spec.training, records, rows)
-    most = min(MOST_AT_ONCE, max(1, rows))
-    return {
-        "length": page.max_length if page.packing else length,
-        "answer": answer,
-        "packed": page.packing,
-        "batch": most if in_one_pass else micro * accumulation,
-        "usual": most if in_one_pass else micro,
-        "is_fixed": job.spec.training.micro_batch_size != "auto",
-        "in_one_pass": in_one_pass,
-    }
-
-
-def schedule(training: Training, records: int, rows: int, fitting: int | None = None) -> tuple[int, int, int]:
-    """Rows per forward pass, forward passes per step, and steps in all, for `records` in `rows` (fewer where packed).
-
-    A step sees about batchSize records, packed or not, so that packing changes the speed of a run and not its course.
-    `fitting` is the number of rows per pass that memory allows, where that was found out; where it was not,
-    `batchSize: auto` is the default.
-    """
-    by_memory = training.batch_size == "auto"
-    batch, micro = batches(training.model_copy(update={"batch_size": DEFAULT_BATCH}) if by_memory else training)
-    if by_memory and fitting:
-        batch = fitting
-    elif rows < records:
-        share = rows / records
-        batch = max(1, round(batch * share))
-        micro = largest_divisor(batch, at_most=max(1, round(micro * share)))
-    micro = fitting or micro
-    steps = training.max_steps
-    if steps is None:
-        steps = math.ceil(training.epochs * math.ceil(rows / batch))
-    return micro, batch // micro, steps
-
-
-def batches(training: Training) -> tuple[int, int]:
-    """Records of a step and of a forward pass, as far as the job says; the most of both where memory is to decide."""
-    batch = MOST_AT_ONCE if training.batch_size == "auto" else training.batch_size
-    if training.micro_batch_size != "auto":
-        return batch, training.micro_batch_size
-    return batch, batch if training.batch_size == "auto" else largest_divisor(batch, at_most=8)
-
-
-def largest_divisor(number: int, at_most: int) -> int:
-    return max(divisor for divisor in range(1, at_most + 1) if number % divisor == 0)
 
 
 def _result_size(job: Preparation, parameters: Parameters) -> int:

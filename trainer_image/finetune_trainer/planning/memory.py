@@ -9,7 +9,6 @@ It knows no method and no objective by name, and does not decide what fits.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from finetune_trainer.methods import METHODS
 from finetune_trainer.models import device, loading
 from finetune_trainer.models.loading import Head, LoadedModel, blank, config_of, fresh_modules
 from finetune_trainer.objectives import OBJECTIVES
-from finetune_trainer.rehearsal import Stage, imitate_quantized
+from finetune_trainer.planning.simulation import Stage, imitate_quantized
+from finetune_trainer.planning.workload import Shape
 
 CPU_RUNTIME = 860 << 20
 """Resident memory of the stage with its libraries and no model (measured by benchmarks/memory_plan.py)."""
@@ -40,21 +40,6 @@ EVALUATED = 2
 """Rows of an evaluation batch for each row of a micro-batch."""
 SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Fields of a config that say that logits are more than what a linear output layer gives."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What goes through the model at once."""
-
-    rows: int
-    length: int
-    """Tokens of the longest row; of an encoder-decoder's longest input."""
-    packed: bool = False
-    """Whether several records share a row."""
-    answer: int = 0
-    """Tokens of the longest answer, where it stands in a row of its own: with encoder-decoders."""
-    accumulates: bool = False
-    """Whether the gradients of earlier micro-batches are there already."""
 
 
 class PlannedModel:

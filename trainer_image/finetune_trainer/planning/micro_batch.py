@@ -12,43 +12,12 @@ from finetune_api.quantities import bytes_of, gibibytes
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec, Resources
 from finetune_api.status import Memory
-from finetune_trainer.memory import PlannedModel, Shape
+from finetune_trainer.planning.memory import PlannedModel
+from finetune_trainer.planning.workload import Load
 from finetune_trainer.runtime.failures import Failure
 
 MARGIN = 1.2
 """A job is refused whose smallest estimate is above the limit by more than this: estimates may be that wrong."""
-
-
-class Load(NamedTuple):
-    """What the data asks of a run."""
-
-    length: int
-    """Tokens of the longest row; of an encoder-decoder's longest input."""
-    packed: bool
-    batch: int
-    """Rows of an optimizer step; the most, where `in_one_pass`."""
-    usual: int
-    """Rows of a micro-batch where nothing speaks for more or for less."""
-    is_fixed: bool
-    """Whether the job says so."""
-    answer: int = 0
-    """Tokens of the longest answer, where it stands in a row of its own: with encoder-decoders."""
-    in_one_pass: bool = False
-    """Whether a step is one micro-batch, however large that turns out."""
-
-    def choices(self, resources: Resources) -> list[int]:
-        """Rows that a micro-batch may have, ascending. More than usual help only a GPU, and only if it has room."""
-        if self.is_fixed:
-            return [self.usual]
-        if self.in_one_pass:
-            return [1 << power for power in range(self.batch.bit_length())]
-        most = self.batch if resources.gpus and resources.gpu_memory else min(self.batch, self.usual)
-        return [rows for rows in range(1, most + 1) if self.batch % rows == 0]
-
-    def shape(self, rows: int) -> Shape:
-        return Shape(
-            rows, self.length, self.packed, self.answer, accumulates=rows < self.batch and not self.in_one_pass
-        )
 
 
 class Fit(NamedTuple):

@@ -13,8 +13,7 @@ from typing import Any
 
 from finetune_api.methods import Method
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.prepare import batches
-from finetune_trainer.pretrained.base_model import is_encoder_decoder, longest_input
+from finetune_trainer.planning.workload import load
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.process import print_readably
 
@@ -36,9 +35,9 @@ def main() -> int:
 
 def row(folder: Path, spec: FineTuneJobSpec) -> dict[str, Any]:
     """One method: parameters, memory and the micro-batch that fits, or why the model cannot be trained so."""
-    from finetune_trainer.fitting import largest, limit
-    from finetune_trainer.memory import PlannedModel
     from finetune_trainer.models.loading import quiet
+    from finetune_trainer.planning.memory import PlannedModel
+    from finetune_trainer.planning.micro_batch import largest, limit
     from finetune_trainer.pretrained.initial_adapter import composed_here
 
     quiet()
@@ -54,20 +53,6 @@ def row(folder: Path, spec: FineTuneJobSpec) -> dict[str, Any]:
         return told | {"refused": failure.message}
     told |= {"totalParameters": model.total, "trainableParameters": model.trainable, "microBatchSize": fit.rows}
     return told | {"memory": fit.memory.to_wire(), "totalBytes": fit.memory.total, "limitBytes": limit(spec.resources)}
-
-
-def load(folder: Path, spec: FineTuneJobSpec) -> Any:
-    """The heaviest data that the job allows."""
-    from finetune_trainer.fitting import Load
-
-    config = json.loads((folder / "config.json").read_bytes())
-    length = min(spec.training.max_length, longest_input(config) or spec.training.max_length)
-    packed = bool(spec.objective.sft) and spec.dataset.packing != "never" and spec.resources.gpus > 0
-    packed = packed and spec.method.options.takes_packed_rows and not is_encoder_decoder(config)
-    answer = length if spec.objective.sft and is_encoder_decoder(config) else 0
-    batch, micro = batches(spec.training)
-    is_fixed, in_one_pass = spec.training.micro_batch_size != "auto", spec.training.batch_size == "auto"
-    return Load(length, packed, batch, micro, is_fixed, answer, in_one_pass)
 
 
 if __name__ == "__main__":

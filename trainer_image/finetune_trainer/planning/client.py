@@ -8,7 +8,6 @@ architecture that is not supported) ends the stage as soon as the count has fail
 
 import contextlib
 import json
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +18,6 @@ from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Memory
 from finetune_trainer.runtime.failures import Failure
-from finetune_trainer.runtime.optional_imports import hide
-from finetune_trainer.runtime.process import log_to_stderr
-
-log = logging.getLogger(__name__)
 
 
 class Parameters(NamedTuple):
@@ -44,7 +39,7 @@ class ParameterCount:
 
     def __init__(self, model: Path, spec: FineTuneJobSpec) -> None:
         self._question: dict[str, Any] = {"model": str(model), "spec": spec.to_wire()}
-        command = [sys.executable, "-m", "finetune_trainer.parameters"]
+        command = [sys.executable, "-m", "finetune_trainer.planning.worker"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._asked = False
 
@@ -79,7 +74,7 @@ class ParameterCount:
             self._answer(b"")
 
     def result(self, load: dict[str, Any]) -> Parameters:
-        """Wait for the count and the estimate for `load` (fitting.Load); raises the Failure that they ended with."""
+        """Wait for the count and the estimate for `load` (workload.Load); raises the Failure that they ended with."""
         return self._answer(json.dumps(load).encode() + b"\n")
 
     def _answer(self, question: bytes) -> Parameters:
@@ -94,50 +89,3 @@ class ParameterCount:
         memory = Memory.model_validate(answer["memory"]) if "memory" in answer else None
         told = {name: answer.get(name) for name in ("rows", "precision", "precision_basis")}
         return Parameters(answer["total"], answer["trainable"], memory=memory, **told)
-
-
-def main() -> int:
-    """Read two lines from standard input, answer on standard output."""
-    answer, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
-    log_to_stderr("prepare")
-    sys.excepthook = lambda kind, error, trace: log.critical("unexpected", exc_info=error)
-    hide("datasets")
-    hide("bitsandbytes")  # no weight is loaded here
-    from finetune_trainer.memory import PlannedModel  # before the question arrives: the import is the long part
-
-    question = json.loads(sys.stdin.buffer.readline())
-    folder, spec = Path(question["model"]), FineTuneJobSpec.model_validate(question["spec"])
-    try:
-        model = PlannedModel(folder, spec, question["labels"])
-        load = json.loads(sys.stdin.buffer.readline())
-        told = {"total": model.total, "trainable": model.trainable, **_precision(model, spec)}
-        json.dump(told | _estimated(model, folder, spec, question["labels"], load), answer)
-    except Failure as failure:
-        json.dump({"reason": failure.reason, "message": failure.message}, answer)
-        return int(failure.code)
-    return 0
-
-
-def _precision(model: Any, spec: FineTuneJobSpec) -> dict[str, str | None]:
-    if spec.resources.gpus:
-        return {}
-    dtype, basis = model.arithmetic
-    return {"precision": {2: "bf16", 4: "fp32"}[dtype.itemsize], "precision_basis": basis}
-
-
-def _estimated(model: Any, folder: Path, spec: FineTuneJobSpec, labels: list[str], load: Any) -> dict[str, Any]:
-    """Rows and memory. An architecture that cannot be rehearsed can be trained all the same."""
-    from finetune_trainer.fitting import Load, fitted
-
-    try:
-        fit = fitted(model, folder, spec, labels, Load(**load))
-    except Failure:
-        raise
-    except Exception:
-        log.warning("cannot estimate the memory of this run; it goes on without", exc_info=True)
-        return {}
-    return {"rows": fit.rows, "memory": fit.memory.to_wire()}
-
-
-if __name__ == "__main__":
-    sys.exit(main())
