@@ -238,7 +238,7 @@ def bare_loop(run_file: str) -> int:
 def reopened(run_file: str) -> int:
     """How far the held-out loss of the published files, opened in this process, is from what the stage reported."""
     from finetune_api.run import read_run
-    from finetune_trainer import results
+    from finetune_trainer.artifacts import result as results
     from finetune_trainer.methods import METHODS as IMPLEMENTED
     from finetune_trainer.models import device, loading
     from finetune_trainer.runtime.progress import Progress
@@ -269,7 +269,7 @@ def noise(run_file: str) -> int:
     import torch
 
     from finetune_api.run import read_run
-    from finetune_trainer import merge
+    from finetune_trainer.artifacts import merge
     from finetune_trainer.data import prepared
     from finetune_trainer.models import device
     from finetune_trainer.runtime.workspace import Workspace

@@ -24,7 +24,7 @@ from torch import nn
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.status import EvaluationResult
-from finetune_trainer import results
+from finetune_trainer.artifacts import result as results
 from finetune_trainer.models import loading
 from finetune_trainer.objectives.sft import SftTrainer
 from finetune_trainer.planning.memory import PlannedModel

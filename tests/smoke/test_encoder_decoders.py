@@ -24,7 +24,8 @@ import tiny
 import training
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec, Method
-from finetune_trainer import results
+from finetune_trainer.artifacts import result as results
+from finetune_trainer.evaluation.generation import answers
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import loading
 from finetune_trainer.models.loading import Head
@@ -34,7 +35,6 @@ from finetune_trainer.planning.memory import PlannedModel
 from finetune_trainer.publish import publish
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
-from finetune_trainer.samples import answers
 from finetune_trainer.training.trainer import FineTuner
 from tolerance import PASS, WEIGHT, InDouble, assert_close, doubled
 from training import METHODS as OPTIONS

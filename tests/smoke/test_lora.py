@@ -12,7 +12,7 @@ from peft.tuners.lora import Linear
 import tiny
 from finetune_api.methods import Lora
 from finetune_api.reasons import Reason
-from finetune_trainer import results
+from finetune_trainer.artifacts import result as results
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.fused_lora import hasten
 from finetune_trainer.models import loading

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from finetune_api.reasons import Reason
-from finetune_trainer import results
+from finetune_trainer.artifacts import result as results
 from finetune_trainer.planning.memory import moment_bytes
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress

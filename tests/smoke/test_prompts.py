@@ -21,12 +21,12 @@ import preparing
 import tiny
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_trainer.evaluation.held_out import Baseline
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import loading
 from finetune_trainer.models.loading import Head, LoadedModel
 from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.planning.memory import PlannedModel
-from finetune_trainer.results import Baseline
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.training.trainer import FineTuner

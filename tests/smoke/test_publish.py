@@ -15,9 +15,11 @@ import torch
 
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
-from finetune_trainer import merge, results
-from finetune_trainer.model_card import model_card
-from finetune_trainer.publish import publish, verify
+from finetune_trainer.artifacts import merge
+from finetune_trainer.artifacts import result as results
+from finetune_trainer.artifacts.model_card import model_card
+from finetune_trainer.artifacts.verification import verify
+from finetune_trainer.publish import publish
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import sha256
 from finetune_trainer.runtime.progress import Progress

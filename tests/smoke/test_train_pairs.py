@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from finetune_api.exits import ExitCode
 from finetune_api.status import EvaluationResult
-from finetune_trainer import results
+from finetune_trainer.artifacts import result as results
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.qalora import QuantizedLinear
 from finetune_trainer.planning.memory import PlannedModel

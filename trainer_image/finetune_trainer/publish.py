@@ -8,26 +8,22 @@ import errno
 import json
 import logging
 import os
-import platform
 import shutil
 import stat
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from finetune_api.events import StageReport
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_api.status import Artifact
-from finetune_trainer import results
-from finetune_trainer.data.prepared import Prepared, read_prepared, tokenizer_folder
-from finetune_trainer.loss_curve import loss_curve
-from finetune_trainer.model_card import model_card
-from finetune_trainer.results import Result
+from finetune_trainer.artifacts import result as results
+from finetune_trainer.artifacts.loss_curve import loss_curve
+from finetune_trainer.artifacts.manifest import Publication, manifest, metrics
+from finetune_trainer.artifacts.model_card import model_card
+from finetune_trainer.artifacts.result import Result
+from finetune_trainer.artifacts.verification import _files, verify
+from finetune_trainer.data.prepared import read_prepared, tokenizer_folder
 from finetune_trainer.runtime.failures import FULL, Failure, as_os_error
 from finetune_trainer.runtime.files import new_folder, sha256
 from finetune_trainer.runtime.progress import Progress
@@ -42,21 +38,6 @@ REFUSED = (*FULL, errno.EPERM, errno.EACCES, errno.EROFS)
 """OSError numbers that speak of the place, not of an accident on the way."""
 ROOM = 1 << 20
 """Bytes for all that is not weights."""
-
-
-@dataclass(frozen=True)
-class Publication:
-    """What is published, and where."""
-
-    run: Run
-    workspace: Workspace
-    page: Prepared
-    result: Result
-    target: Path
-
-    @property
-    def trained(self) -> Path:
-        return self.workspace.result / results.ARTIFACT
 
 
 def publish(run: Run, workspace: Workspace, progress: Progress) -> StageReport:
@@ -89,25 +70,6 @@ def publish(run: Run, workspace: Workspace, progress: Progress) -> StageReport:
     )
 
 
-def verify(folder: Path) -> None:
-    """Read a published folder back from its storage; raises Failure unless every file is what the manifest says."""
-    files = json.loads((folder / MANIFEST).read_bytes())["files"]
-    found = {str(path.relative_to(folder)) for path in _files(folder)} - {MANIFEST}
-    if found != set(files):
-        names = ", ".join(sorted(found ^ set(files)))
-        raise Failure(Reason.ARTIFACT_INVALID, f"the manifest and the folder differ in {names}")
-    for name, entry in files.items():
-        path = folder / name
-        _forget_cached(path)
-        if sha256(path) != entry["sha256"]:
-            raise Failure(
-                Reason.ARTIFACT_INVALID,
-                f"{name}, read back, differs from what was written: the storage is not to be trusted",
-            )
-        if path.suffix == ".safetensors":
-            _open_tensors(path, name)
-
-
 def _publication(run: Run, workspace: Workspace) -> Publication:
     page, result = read_prepared(workspace), results.read(workspace.result)
     if page is None or result is None:
@@ -131,7 +93,7 @@ def _write(publication: Publication, draft: Path) -> None:
     _copy(publication.trained, draft)
     _copy(tokenizer_folder(publication.workspace), draft)
     if _merges(publication.run, publication.result):
-        from finetune_trainer.merge import merge
+        from finetune_trainer.artifacts.merge import merge
 
         merge(publication.run, publication.page, publication.workspace, draft / MERGED)
         _open_weights(draft / MERGED)
@@ -152,45 +114,6 @@ def _write(publication: Publication, draft: Path) -> None:
     (draft / MANIFEST).write_text(json.dumps(manifest(publication, draft), indent=1) + "\n", encoding="utf-8")
 
 
-def manifest(publication: Publication, folder: Path) -> dict[str, Any]:
-    """What the artifact is made of and where it came from: enough to check it and to make it again."""
-    run, page, result = publication.run, publication.page, publication.result
-    return {
-        "job": {"name": run.name, "namespace": run.namespace, "uid": run.uid},
-        "kind": result.kind,
-        "baseModel": {"uri": run.spec.model.uri, "revision": page.model_revision},
-        **({"startFrom": page.start.to_wire(exclude={"key"})} if page.start else {}),
-        "data": page.data.to_wire(),
-        "plan": page.plan.to_wire(),
-        "metrics": metrics(result),
-        "spec": run.spec.to_wire(),
-        "versions": {"python": platform.python_version(), **result.versions},
-        "trainerImage": run.trainer_image,
-        "files": {
-            str(path.relative_to(folder)): {"sha256": sha256(path), "sizeBytes": path.stat().st_size}
-            for path in _files(folder)
-        },
-    }
-
-
-def metrics(result: Result) -> dict[str, Any]:
-    """All that was measured, as in metrics.json."""
-    state, evaluation = result.state, result.evaluation
-    training = {
-        "steps": state.step,
-        "tokens": state.tokens,
-        "seconds": round(state.seconds, 3),
-        "finished": state.finished,
-    }
-    speed = {"tokensPerSecond": round(state.tokens / state.seconds, 1)} if state.seconds > 0 else {}
-    models = {
-        name: {**scores.to_wire(), **result.details.get(name, {})}
-        for name, scores in (("base", evaluation.base), ("tuned", evaluation.tuned))
-        if scores is not None
-    }
-    return {"split": evaluation.split, **models, "training": {**training, **speed, "bestStep": evaluation.best_step}}
-
-
 def _open_weights(folder: Path) -> None:
     """Give weights the mode of the files beside them: safetensors closes what it writes to all but their owner, and a
     server that is to read them is another user."""
@@ -207,30 +130,9 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(path, place)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _forget_cached(path: Path) -> None:
-    """Have the next read come from the storage, where the system can be asked for it."""
-    if hasattr(os, "posix_fadvise"):
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _open_tensors(path: Path, name: str) -> None:
-    try:
-        with safe_open(path, framework="np") as tensors:
-            empty = not list(tensors.keys())
-    except SafetensorError as error:
-        raise Failure(Reason.ARTIFACT_INVALID, f"{name} is not a safetensors file: {error}") from error
-    if empty:
-        raise Failure(Reason.ARTIFACT_INVALID, f"{name} holds no tensors")
 
 
 def _is_elsewhere(error: OSError, target: Path) -> bool:

@@ -15,26 +15,23 @@ from finetune_api.events import StageReport
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_api.status import EvaluationResult, Sample
-from finetune_trainer import results
+from finetune_trainer.artifacts import result as results
 from finetune_trainer.data.prepared import tokenizer_folder
+from finetune_trainer.evaluation.held_out import Baseline, HeldOut, _answers, _baseline, _held_out
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import device, loading
 from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.pretrained.base_model import check_unchanged
-from finetune_trainer.results import Baseline, HeldOut
 from finetune_trainer.runtime.failures import Failure
-from finetune_trainer.runtime.files import write_file
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.stop import StopRequest
 from finetune_trainer.runtime.workspace import Workspace
-from finetune_trainer.samples import answers
 from finetune_trainer.training import checkpoints
 from finetune_trainer.training.arguments import _arguments
 from finetune_trainer.training.callback import Course
 from finetune_trainer.training.checkpoints import Store
 from finetune_trainer.training.context import Stage, stage_of
 from finetune_trainer.training.intervals import timetable
-from finetune_trainer.training.state import check_identity
 from finetune_trainer.training.trainer import FineTuner
 
 log = logging.getLogger(__name__)
@@ -109,38 +106,6 @@ def assemble(stage: Stage) -> FineTuner:
     tuner = objective(model, arguments, rows, stage.page.pad_token_id, dtype, method, rates)
     stage.stop.check()
     return tuner
-
-
-def _baseline(stage: Stage, tuner: FineTuner) -> Baseline:
-    """What the base model scores, measured before the first step; a resumed run finds it on the workspace."""
-    place = stage.workspace.checkpoints / "baseline.json"
-    if place.exists():
-        baseline = Baseline.model_validate_json(place.read_bytes())
-        check_identity(baseline.identity, stage.identity, place)
-        return baseline
-    tuned, tuner.model = tuner.model, tuner.method.untouched(tuner.model)
-    baseline = Baseline(identity=stage.identity, held_out=_held_out(stage, tuner), answers=_answers(stage, tuner))
-    tuner.model = tuned
-    write_file(place, baseline.model_dump_json(by_alias=True))
-    return baseline
-
-
-def _held_out(stage: Stage, tuner: FineTuner) -> HeldOut | None:
-    """Metrics on the test split, else on the validation split, else none."""
-    stage.progress.update(activity="evaluating")
-    for name in ("test", "validation"):
-        rows = stage.rows(name)
-        if rows is not None:
-            metrics, details = tuner.assess(rows, stage.stop.check)
-            return HeldOut(split=name, metrics=metrics, details=details)
-    return None
-
-
-def _answers(stage: Stage, tuner: FineTuner) -> list[str]:
-    if not tuner.head(tuple(stage.page.labels)).generates:
-        return []
-    stage.progress.update(activity="generating")
-    return answers(tuner, tokenizer_folder(stage.workspace), stage.spec.evaluation, stage.stop.check)
 
 
 def follow(stage: Stage, tuner: FineTuner) -> Course:

@@ -8,9 +8,9 @@ import json
 from finetune_api.run import Run
 from finetune_api.status import Metrics, Sample
 from finetune_api.text import printable_lines
+from finetune_trainer.artifacts.result import Result, base_name
 from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.pretrained.initial_adapter import Start
-from finetune_trainer.results import Result, base_name
 
 OPENING = {
     "peft": ("from peft import PeftModel", 'PeftModel.from_pretrained(base, ".")'),

@@ -13,28 +13,11 @@ from typing import Any, Literal
 
 from finetune_api import uris
 from finetune_api.schema import Model
-from finetune_api.status import EvaluationResult, Metrics
+from finetune_api.status import EvaluationResult
 from finetune_trainer.runtime.files import new_folder, write_file
 from finetune_trainer.training.state import Identity, RunState, check_identity
 
 PAGE, ARTIFACT = "result.json", "artifact"
-
-
-class HeldOut(Model):
-    """One model on one split."""
-
-    split: str
-    metrics: Metrics
-    details: dict[str, Any] = {}
-    """What is too large for a status, such as the confusion matrix."""
-
-
-class Baseline(Model):
-    """The base model, measured before the first step."""
-
-    identity: Identity
-    held_out: HeldOut | None = None
-    answers: list[str] = []
 
 
 class Result(Model):

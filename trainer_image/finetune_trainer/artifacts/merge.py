@@ -12,7 +12,7 @@ import transformers
 
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
-from finetune_trainer import results
+from finetune_trainer.artifacts import result as results
 from finetune_trainer.data.prepared import Prepared, open_split
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import device, loading

@@ -1,0 +1,1 @@
+"""What a model scores on held-out data, and what it answers."""

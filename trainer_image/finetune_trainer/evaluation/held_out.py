@@ -1,0 +1,64 @@
+"""Base and tuned model on data that training never saw.
+
+It decides which split judges, and that the base model is measured once, before the first step.
+"""
+
+from typing import Any
+
+from finetune_api.schema import Model
+from finetune_api.status import Metrics
+from finetune_trainer.data.prepared import tokenizer_folder
+from finetune_trainer.evaluation.generation import answers
+from finetune_trainer.runtime.files import write_file
+from finetune_trainer.training.context import Stage
+from finetune_trainer.training.state import Identity, check_identity
+from finetune_trainer.training.trainer import FineTuner
+
+
+class HeldOut(Model):
+    """One model on one split."""
+
+    split: str
+    metrics: Metrics
+    details: dict[str, Any] = {}
+    """What is too large for a status, such as the confusion matrix."""
+
+
+class Baseline(Model):
+    """The base model, measured before the first step."""
+
+    identity: Identity
+    held_out: HeldOut | None = None
+    answers: list[str] = []
+
+
+def _baseline(stage: Stage, tuner: FineTuner) -> Baseline:
+    """What the base model scores, measured before the first step; a resumed run finds it on the workspace."""
+    place = stage.workspace.checkpoints / "baseline.json"
+    if place.exists():
+        baseline = Baseline.model_validate_json(place.read_bytes())
+        check_identity(baseline.identity, stage.identity, place)
+        return baseline
+    tuned, tuner.model = tuner.model, tuner.method.untouched(tuner.model)
+    baseline = Baseline(identity=stage.identity, held_out=_held_out(stage, tuner), answers=_answers(stage, tuner))
+    tuner.model = tuned
+    write_file(place, baseline.model_dump_json(by_alias=True))
+    return baseline
+
+
+def _held_out(stage: Stage, tuner: FineTuner) -> HeldOut | None:
+    """Metrics on the test split, else on the validation split, else none."""
+    stage.progress.update(activity="evaluating")
+    for name in ("test", "validation"):
+        rows = stage.rows(name)
+        if rows is not None:
+            metrics, details = tuner.assess(rows, stage.stop.check)
+            return HeldOut(split=name, metrics=metrics, details=details)
+    return None
+
+
+def _answers(stage: Stage, tuner: FineTuner) -> list[str]:
+    if not tuner.head(tuple(stage.page.labels)).generates:
+        return []
+    stage.progress.update(activity="generating")
+    return answers(tuner, tokenizer_folder(stage.workspace), stage.spec.evaluation, stage.stop.check)
