@@ -32,7 +32,7 @@ OPTIONS = {("smollm2-135m-instruct", "bitFit"): {"addBiases": True}}
 STEPS = 3
 PREPARE = "import sys; from finetune_trainer.__main__ import main; sys.exit(main(sys.argv[1:]))"
 TRAIN = (
-    "import resource, sys; from finetune_trainer import train; from finetune_trainer.__main__ import main;"
+    "import resource, sys; from finetune_trainer.stages import train; from finetune_trainer.__main__ import main;"
     "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
     "load, before = train.loading.load, [];"
     "train.loading.load = lambda *a, **o: (before.append(peak()), load(*a, **o))[1];"

@@ -183,7 +183,7 @@ def train_stage(run_file: str) -> int:
 
     from finetune_trainer.runtime.progress import Progress
     from finetune_trainer.runtime.workspace import Workspace
-    from finetune_trainer.train import train
+    from finetune_trainer.stages.train import train
 
     class Timed(Progress):
         def update(self, **fields: Any) -> None:
@@ -206,7 +206,7 @@ def bare_loop(run_file: str) -> int:
     from finetune_trainer.runtime.progress import Progress
     from finetune_trainer.runtime.stop import StopRequest
     from finetune_trainer.runtime.workspace import Workspace
-    from finetune_trainer.train import assemble
+    from finetune_trainer.stages.train import assemble
     from finetune_trainer.training.context import stage_of
 
     run = read_run(Path(run_file))
@@ -244,7 +244,7 @@ def reopened(run_file: str) -> int:
     from finetune_trainer.runtime.progress import Progress
     from finetune_trainer.runtime.stop import StopRequest
     from finetune_trainer.runtime.workspace import Workspace
-    from finetune_trainer.train import assemble
+    from finetune_trainer.stages.train import assemble
     from finetune_trainer.training.context import stage_of
 
     run = read_run(Path(run_file))

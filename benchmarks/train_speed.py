@@ -166,7 +166,7 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
     from finetune_trainer.data.prepared import open_split, read_prepared
     from finetune_trainer.runtime.progress import Progress
     from finetune_trainer.runtime.workspace import Workspace
-    from finetune_trainer.train import train
+    from finetune_trainer.stages.train import train
 
     class Timed(Progress):
         def update(self, **fields: Any) -> None:

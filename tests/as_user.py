@@ -10,8 +10,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from finetune_trainer.prepare import prepare
 from finetune_trainer.runtime.process import run_stage
+from finetune_trainer.stages.prepare import prepare
 from preparing import Count
 
 USER = 10001

@@ -14,10 +14,10 @@ from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.prepared import Prepared, read_prepared
 from finetune_trainer.planning.client import Parameters
-from finetune_trainer.prepare import prepare
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.workspace import Workspace
+from finetune_trainer.stages.prepare import prepare
 
 PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
 CHATML = (

@@ -15,7 +15,7 @@ from finetune_api.run import Run
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.stop import StopRequest
 from finetune_trainer.runtime.workspace import Workspace
-from finetune_trainer.train import assemble, train
+from finetune_trainer.stages.train import assemble, train
 from finetune_trainer.training.batching import Rows
 from finetune_trainer.training.context import Stage, stage_of
 from finetune_trainer.training.trainer import FineTuner

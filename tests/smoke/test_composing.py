@@ -30,13 +30,13 @@ from finetune_trainer.objectives.sft import SftTrainer
 from finetune_trainer.planning.memory import PlannedModel
 from finetune_trainer.planning.method_comparison import row
 from finetune_trainer.planning.workload import Shape
-from finetune_trainer.prepare import prepare
 from finetune_trainer.pretrained.adapter_composition import Composer, Part
-from finetune_trainer.publish import publish
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import sha256
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.workspace import Workspace
+from finetune_trainer.stages.prepare import prepare
+from finetune_trainer.stages.publish import publish
 from finetune_trainer.training import checkpoints
 from tolerance import PASS, WEIGHT, InDouble, assert_close, doubled
 from training import STEPS, Pair, Prepared, StopAfter, prepared

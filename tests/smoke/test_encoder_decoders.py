@@ -32,9 +32,9 @@ from finetune_trainer.models.loading import Head
 from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.planning import workload
 from finetune_trainer.planning.memory import PlannedModel
-from finetune_trainer.publish import publish
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
+from finetune_trainer.stages.publish import publish
 from finetune_trainer.training.trainer import FineTuner
 from tolerance import PASS, WEIGHT, InDouble, assert_close, doubled
 from training import METHODS as OPTIONS

@@ -19,10 +19,10 @@ from finetune_trainer.artifacts import merge
 from finetune_trainer.artifacts import result as results
 from finetune_trainer.artifacts.model_card import model_card
 from finetune_trainer.artifacts.verification import verify
-from finetune_trainer.publish import publish
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import sha256
 from finetune_trainer.runtime.progress import Progress
+from finetune_trainer.stages.publish import publish
 from tolerance import WEIGHT, InDouble, assert_close, doubled
 from training import Pair, Prepared, prepared
 

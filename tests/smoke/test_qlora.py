@@ -27,9 +27,9 @@ from finetune_api.reasons import Reason
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import loading
 from finetune_trainer.models.loading import Head, LoadedModel
-from finetune_trainer.publish import publish
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
+from finetune_trainer.stages.publish import publish
 from finetune_trainer.training.trainer import FineTuner
 from tolerance import PASS, WEIGHT, InDouble, assert_close, bound, doubled
 from training import Pair, Prepared, prepared

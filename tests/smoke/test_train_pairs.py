@@ -24,9 +24,9 @@ from finetune_trainer.artifacts import result as results
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.qalora import QuantizedLinear
 from finetune_trainer.planning.memory import PlannedModel
-from finetune_trainer.publish import publish
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
+from finetune_trainer.stages.publish import publish
 from finetune_trainer.training import checkpoints
 from finetune_trainer.training.trainer import FineTuner
 from tolerance import PASS, InDouble, assert_close, doubled

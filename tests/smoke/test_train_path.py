@@ -30,7 +30,7 @@ from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.stop import StopRequest
 from finetune_trainer.runtime.workspace import Workspace
-from finetune_trainer.train import assemble, follow
+from finetune_trainer.stages.train import assemble, follow
 from finetune_trainer.training.trainer import FineTuner
 from tolerance import PASS, InDouble, assert_close, doubled
 from training import STEPS, Pair, Prepared, StopAfter, gradient_of, prepared, some, with_learnt

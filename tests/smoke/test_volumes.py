@@ -290,7 +290,7 @@ def test_what_a_user_may_not_touch_is_told_with_its_owner(
 def refusals_after_prepare(run: Run) -> set[tuple[str, str]]:
     """How the stages that open the model after prepare end."""
     from finetune_trainer.artifacts.merge import reopened
-    from finetune_trainer.train import train
+    from finetune_trainer.stages.train import train
 
     workspace, found = Workspace(Path(run.workspace)), set()
     page = read_prepared(workspace)

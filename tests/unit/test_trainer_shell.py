@@ -315,7 +315,7 @@ def test_a_folders_name_is_no_pattern(tmp_path: Path, name: str) -> None:
 def test_the_shell_and_the_data_work_import_neither_torch_nor_transformers() -> None:
     """Each stage pays only for what it uses: torch takes seconds and half a gigabyte."""
     code = (
-        "import sys, finetune_trainer.__main__, finetune_trainer.prepare;"
+        "import sys, finetune_trainer.__main__, finetune_trainer.stages.prepare;"
         "print('torch' in sys.modules, 'transformers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -62,21 +62,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(run: Run) -> StageFunction:
-    from finetune_trainer.prepare import prepare
+    from finetune_trainer.stages.prepare import prepare
 
     return prepare
 
 
 def _train(run: Run) -> StageFunction:
     optional_imports.leave_out_unused(run.spec)
-    from finetune_trainer.train import train
+    from finetune_trainer.stages.train import train
 
     return train
 
 
 def _publish(run: Run) -> StageFunction:
     optional_imports.leave_out_unused(run.spec)
-    from finetune_trainer.publish import publish
+    from finetune_trainer.stages.publish import publish
 
     return publish
 
