@@ -208,6 +208,16 @@ def reset(connection: ssl.SSLSocket) -> None:
     os.close(connection.detach())
 
 
+def hang_up(connection: ssl.SSLSocket) -> None:
+    """As a server or a proxy that ends in order: TLS says that nothing is to come."""
+    connection.unwrap()
+
+
+def drop(connection: ssl.SSLSocket) -> None:
+    """Without a word of TLS."""
+    connection.shutdown(socket.SHUT_WR)
+
+
 def babble(connection: ssl.SSLSocket) -> None:
     socket.socket.send(connection, b"this is no TLS")
 
@@ -215,7 +225,11 @@ def babble(connection: ssl.SSLSocket) -> None:
 @pytest.mark.parametrize("part", ["", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"])
 @pytest.mark.parametrize(
     ("then", "told"),
-    [(silence, "cannot be reached: .*timed out"), (reset, "reset by peer|closed connection"), (babble, "SSL")],
+    [
+        (silence, "cannot be reached: .*timed out"),
+        (reset, "reset by peer|closed connection|EOF occurred"),
+        (babble, "SSL"),
+    ],
 )
 def test_a_connection_that_breaks_may_be_tried_again(
     tmp_path: Path, server: servers.Server, monkeypatch: pytest.MonkeyPatch, part: str, then: Any, told: str
@@ -236,6 +250,33 @@ def test_a_connection_that_breaks_may_be_tried_again(
         failure = refusal(f"{breaking.url}/a.jsonl", ALLOWED, tmp_path)
     assert re.search(told, failure.message)
     assert (failure.reason, failure.code, len(asked)) == ("DatasetUnavailable", 70, 3)
+
+
+@pytest.mark.parametrize(
+    ("head", "then"),
+    [
+        ("HTTP/1.1 200 OK\r\n", drop),
+        ("HTTP/1.1 200 OK\r\n", hang_up),
+        ("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n", hang_up),
+        ('HTTP/1.1 200 OK\r\n\r\n{"text":', drop),
+    ],
+)
+def test_an_answer_that_is_cut_off_is_no_file(
+    tmp_path: Path, server: servers.Server, monkeypatch: pytest.MonkeyPatch, head: str, then: Any
+) -> None:
+    """Though it says no length: an end in its head, and one that TLS does not tell, are no ends of a file."""
+    monkeypatch.setattr(web, "PATIENCE", 1)
+
+    class Ending(servers.Quiet):
+        def do_GET(self) -> None:
+            self.wfile.write(head.encode())
+            then(self.connection)
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "tls" / "cert.pem", tmp_path / "tls" / "key.pem")
+    with servers.serving(Ending, context) as ending:
+        failure = refusal(f"{ending.url}/a.jsonl", ALLOWED, tmp_path)
+    assert (failure.reason, failure.code) == ("DatasetUnavailable", 70)
 
 
 @pytest.mark.parametrize(

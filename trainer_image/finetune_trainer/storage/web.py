@@ -162,10 +162,13 @@ class _Connection(http.client.HTTPSConnection):
         if self._behind_proxy:
             self._gate.check_name(self._behind_proxy)
             super().connect()
+            self.sock.suppress_ragged_eofs = False
             self._gate.follow(self.sock)
         else:
             raw = self._gate.connected(self.host, self.port)
             self.sock = tls = self._tls.wrap_socket(raw, server_hostname=self.host, do_handshake_on_connect=False)
+            # Where an answer says no length, only TLS's own end tells a whole one from one that was cut off.
+            tls.suppress_ragged_eofs = False
             self._gate.follow(self.sock)
             tls.do_handshake()
 
@@ -239,6 +242,8 @@ def _transfer(where: Place, gate: Gate, draft: Path) -> None:
                 gate.check_time()
                 file.write(block)
             gate.check_time()
+            if not file.tell() and answer.length is None and not answer.chunked:
+                raise where.failure("ended before it said what is to come", transient=True)
             if size and file.tell() != size:
                 raise where.failure(f"ended after {file.tell():,} of {size:,} bytes", transient=True)
 
