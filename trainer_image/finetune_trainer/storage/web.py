@@ -265,7 +265,9 @@ def _blocks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
         while block := answer.read1(BLOCK):
             yield block
     except OSError as error:
-        raise urllib.error.URLError(error) from error
+        # Of an answer that says its length, what is missing is told by the number of bytes.
+        if not isinstance(error, ssl.SSLEOFError) or answer.length is None:
+            raise urllib.error.URLError(error) from error
 
 
 def _unreachable(where: Place, error: Exception) -> Exception:
