@@ -331,7 +331,7 @@ def test_weights_that_are_exchanged_after_prepare_are_refused(tmp_path: Path) ->
     _, page, _ = prepared(run)
     weights = tmp_path / "c" / "model" / "model.safetensors"
     os.utime(weights, (1, 1))
-    check_unchanged(run, page)
+    check_unchanged(run, Path(page.model_path), page.model_stamp, page.model_revision)
     save_file({"weight": np.zeros(4, dtype=np.float32)}, weights)
     told = "holds other weights than when the run was prepared: put those back, or apply the job under a new name"
     assert refusals_after_prepare(run) == {("CheckpointMismatch", f"spec.model.uri: pvc://c/model {told}")}

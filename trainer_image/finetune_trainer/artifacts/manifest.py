@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune_api.run import Run
 from finetune_trainer.artifacts.result import ARTIFACT, Result
-from finetune_trainer.artifacts.verification import _files
+from finetune_trainer.artifacts.verification import files_in
 from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.runtime.files import sha256
 from finetune_trainer.runtime.workspace import Workspace
@@ -47,7 +47,7 @@ def manifest(publication: Publication, folder: Path) -> dict[str, Any]:
         "trainerImage": run.trainer_image,
         "files": {
             str(path.relative_to(folder)): {"sha256": sha256(path), "sizeBytes": path.stat().st_size}
-            for path in _files(folder)
+            for path in files_in(folder)
         },
     }
 

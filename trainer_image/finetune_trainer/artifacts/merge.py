@@ -43,7 +43,7 @@ def merge(run: Run, page: Prepared, workspace: Workspace, target: Path) -> None:
 
 def reopened(run: Run, page: Prepared, workspace: Workspace) -> tuple[loading.Head, Any]:
     """The adapter that training left, on its base in full precision, and as what that base is opened."""
-    check_unchanged(run, page)
+    check_unchanged(run, Path(page.model_path), page.model_stamp, page.model_revision)
     config = loading.config_of(Path(page.model_path))
     head = OBJECTIVES[run.spec.objective.kind].suited(config).head(tuple(page.labels))
     base = loading.load(Path(page.model_path), head, page.pad_token_id)

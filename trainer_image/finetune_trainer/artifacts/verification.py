@@ -16,7 +16,7 @@ from finetune_trainer.storage.output import MANIFEST
 def verify(folder: Path) -> None:
     """Read a published folder back from its storage; raises Failure unless every file is what the manifest says."""
     files = json.loads((folder / MANIFEST).read_bytes())["files"]
-    found = {str(path.relative_to(folder)) for path in _files(folder)} - {MANIFEST}
+    found = {str(path.relative_to(folder)) for path in files_in(folder)} - {MANIFEST}
     if found != set(files):
         names = ", ".join(sorted(found ^ set(files)))
         raise Failure(Reason.ARTIFACT_INVALID, f"the manifest and the folder differ in {names}")
@@ -32,7 +32,7 @@ def verify(folder: Path) -> None:
             _open_tensors(path, name)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_in(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 

@@ -13,11 +13,11 @@ from finetune_api.status import Data
 from finetune_trainer.data import sources, splits
 from finetune_trainer.data.bad_records import Faults
 from finetune_trainer.data.class_labels import Labels
-from finetune_trainer.data.fingerprint import _fingerprint
-from finetune_trainer.data.packing import _lengths, _packed
+from finetune_trainer.data.fingerprint import fingerprint_of
+from finetune_trainer.data.packing import packed_files, record_lengths
 from finetune_trainer.data.preparation import Preparation, Watch
 from finetune_trainer.data.prepared import TOKENIZER, Prepared, Split, SplitFiles, SplitName, Table, write_page
-from finetune_trainer.data.split_files import _identities, _splits
+from finetune_trainer.data.split_files import identities_of, split_files
 from finetune_trainer.data.table_reader import OpenSource, Reader, TableReader, Tally
 from finetune_trainer.data.table_writer import Column, TableWriter
 from finetune_trainer.data.tokenization import Encoder
@@ -36,12 +36,12 @@ def prepared_data(job: Preparation, key: str, watch: Watch) -> Prepared:
     with new_folder(job.workspace.prepared) as draft:
         tallies, digests = _tables(job, draft, opened, labels, watch)
         names = [] if labels is None else labels.names
-        files = _splits(job, draft, tallies)
-        tokens = sum(int(lengths.sum()) for lengths in _lengths(draft, files["train"]))
+        files = split_files(job, draft, tallies)
+        tokens = sum(int(lengths.sum()) for lengths in record_lengths(draft, files["train"]))
         if job.packing:
-            files["train"] = _packed(draft, files["train"], job.max_length)
+            files["train"] = packed_files(draft, files["train"], job.max_length)
         save(job.model.folder, job.tokenizer, draft / TOKENIZER)
-        data = _data(draft, files, tallies, names, _fingerprint(job, digests, names))
+        data = _data(draft, files, tallies, names, fingerprint_of(job, digests, names))
         page = _page(job, key, files, data, names, tallies["train"])
         page = page.model_copy(update={"train_tokens": tokens})
         for left in draft.glob("*.identities"):
@@ -141,7 +141,7 @@ def _data(
         tokens=sum(len(Table(draft / name).ids) for name in tallies),
         truncated=sum(tally.truncated for tally in tallies.values()),
         dropped=sum(tally.dropped for tally in tallies.values()),
-        duplicates=splits.repeated([_identities(draft, name) for name in tallies]),
+        duplicates=splits.repeated([identities_of(draft, name) for name in tallies]),
         labels=len(names) or None,
         packed_rows=packs.stat().st_size // 8 if files["train"].packs else None,
         fingerprint=fingerprint,

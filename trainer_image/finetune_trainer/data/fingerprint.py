@@ -35,6 +35,6 @@ def _shape(job: Preparation) -> dict[str, Any]:
     }
 
 
-def _fingerprint(job: Preparation, digests: list[str], names: list[str]) -> str:
+def fingerprint_of(job: Preparation, digests: list[str], names: list[str]) -> str:
     shares = {name: getattr(job.spec.dataset, name).fraction for name in ("validation", "test")}
     return "sha256:" + sha256_of({"shape": _shape(job), "tables": digests, "labels": names, "shares": shares})

@@ -53,7 +53,7 @@ def _packs(lengths: NDArray[np.int32], capacity: int) -> list[list[int]]:
     return packs
 
 
-def _lengths(draft: Path, files: SplitFiles) -> Iterator[NDArray[np.int64]]:
+def record_lengths(draft: Path, files: SplitFiles) -> Iterator[NDArray[np.int64]]:
     """Tokens of a split's records, in pieces of splits.CHUNK records."""
     offsets = Column(draft / f"{files.table}.offsets", np.int64)
     rows = None if files.rows is None else Column(draft / files.rows, np.int32)
@@ -81,11 +81,11 @@ def longest(folder: Path, splits_files: Iterable[SplitFiles], in_pairs: bool) ->
     return length, answer
 
 
-def _packed(draft: Path, files: SplitFiles, capacity: int) -> SplitFiles:
+def packed_files(draft: Path, files: SplitFiles, capacity: int) -> SplitFiles:
     """Pack a split piece by piece, so that memory stays flat."""
     records, members = 0, 0
     with (draft / "train.members").open("wb") as member_file, (draft / "train.ends").open("wb") as end_file:
-        for lengths in _lengths(draft, files):
+        for lengths in record_lengths(draft, files):
             packs = packed(lengths.astype(np.int32), capacity)
             ends = members + np.cumsum([len(pack) for pack in packs], dtype=np.int64)
             member_file.write((np.concatenate(packs) + np.int32(records)).tobytes())

@@ -22,7 +22,7 @@ FEW = 20
 """Records below which held-out figures say little."""
 
 
-def _splits(job: Preparation, draft: Path, tallies: dict[SplitName, Tally]) -> dict[str, SplitFiles]:
+def split_files(job: Preparation, draft: Path, tallies: dict[SplitName, Tally]) -> dict[str, SplitFiles]:
     """Decide which records are in which split."""
     dataset = job.spec.dataset
     files = {str(name): SplitFiles(table=name) for name in tallies}
@@ -40,7 +40,7 @@ def _splits(job: Preparation, draft: Path, tallies: dict[SplitName, Tally]) -> d
 
 
 def _parts(draft: Path, seed: int, shares: dict[str, float]) -> splits.Parts:
-    identities, labels = _identities(draft, "train"), draft / "train.labels"
+    identities, labels = identities_of(draft, "train"), draft / "train.labels"
     try:
         parts = splits.assigned(identities, Column(labels, np.int32) if labels.exists() else None, seed, **shares)
     except splits.TooFewError:
@@ -61,10 +61,10 @@ def _write_rows(path: Path, parts: splits.Parts, part: int) -> None:
 
 
 def _tell_shared(draft: Path, name: str) -> None:
-    found = splits.shared(_identities(draft, name), _identities(draft, "train"))
+    found = splits.shared(identities_of(draft, name), identities_of(draft, "train"))
     if found:
         log.warning("%d records of spec.dataset.%s are in the training data too: its figures will flatter", found, name)
 
 
-def _identities(draft: Path, table: str) -> Column:
+def identities_of(draft: Path, table: str) -> Column:
     return Column(draft / f"{table}.identities", np.uint64)

@@ -32,7 +32,7 @@ class Baseline(Model):
     answers: list[str] = []
 
 
-def _baseline(stage: Stage, tuner: FineTuner) -> Baseline:
+def measured_base(stage: Stage, tuner: FineTuner) -> Baseline:
     """What the base model scores, measured before the first step; a resumed run finds it on the workspace."""
     place = stage.workspace.checkpoints / "baseline.json"
     if place.exists():
@@ -40,13 +40,13 @@ def _baseline(stage: Stage, tuner: FineTuner) -> Baseline:
         check_identity(baseline.identity, stage.identity, place)
         return baseline
     tuned, tuner.model = tuner.model, tuner.method.untouched(tuner.model)
-    baseline = Baseline(identity=stage.identity, held_out=_held_out(stage, tuner), answers=_answers(stage, tuner))
+    baseline = Baseline(identity=stage.identity, held_out=measured(stage, tuner), answers=answered(stage, tuner))
     tuner.model = tuned
     write_file(place, baseline.model_dump_json(by_alias=True))
     return baseline
 
 
-def _held_out(stage: Stage, tuner: FineTuner) -> HeldOut | None:
+def measured(stage: Stage, tuner: FineTuner) -> HeldOut | None:
     """Metrics on the test split, else on the validation split, else none."""
     stage.progress.update(activity="evaluating")
     for name in ("test", "validation"):
@@ -57,7 +57,7 @@ def _held_out(stage: Stage, tuner: FineTuner) -> HeldOut | None:
     return None
 
 
-def _answers(stage: Stage, tuner: FineTuner) -> list[str]:
+def answered(stage: Stage, tuner: FineTuner) -> list[str]:
     if not tuner.head(tuple(stage.page.labels)).generates:
         return []
     stage.progress.update(activity="generating")

@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune_api.methods import Method
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.planning.workload import load
+from finetune_trainer.planning.workload import heaviest_load
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.process import print_readably
 
@@ -48,7 +48,7 @@ def row(folder: Path, spec: FineTuneJobSpec) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory() as start:
             model = PlannedModel(folder, composed_here(spec, Path(start)), labels)
-        fit = largest(model, load(folder, spec), spec.resources)
+        fit = largest(model, heaviest_load(folder, spec), spec.resources)
     except Failure as failure:
         return told | {"refused": failure.message}
     told |= {"totalParameters": model.total, "trainableParameters": model.trainable, "microBatchSize": fit.rows}

@@ -63,7 +63,7 @@ class Load(NamedTuple):
         )
 
 
-def _load(job: Preparation, page: Prepared) -> dict[str, Any]:
+def prepared_load(job: Preparation, page: Prepared) -> dict[str, Any]:
     """What the data asks of the run, as Load says it."""
     records = page.data.train_examples or 0
     rows = page.data.packed_rows or records
@@ -82,7 +82,7 @@ def _load(job: Preparation, page: Prepared) -> dict[str, Any]:
     }
 
 
-def load(folder: Path, spec: FineTuneJobSpec) -> Any:
+def heaviest_load(folder: Path, spec: FineTuneJobSpec) -> Any:
     """The heaviest data that the job allows."""
     config = json.loads((folder / "config.json").read_bytes())
     length = min(spec.training.max_length, longest_input(config) or spec.training.max_length)

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finetune_api import uris
 from finetune_api.reasons import Reason
@@ -24,9 +24,6 @@ from finetune_trainer.runtime.workspace import Workspace
 from finetune_trainer.storage import hub
 from finetune_trainer.storage.json_file import read_json
 from finetune_trainer.storage.safetensors_file import TensorFile
-
-if TYPE_CHECKING:
-    from finetune_trainer.data.prepared import Prepared  # as a type alone: the page is made of what is here
 
 log = logging.getLogger(__name__)
 
@@ -108,17 +105,19 @@ def base_model(run: Run, workspace: Workspace, known: dict[str, str]) -> BaseMod
     return BaseModel(folder, source.uri, revision or known.get(stamp) or _digest(weights), stamp, config, weights)
 
 
-def check_unchanged(run: Run, page: "Prepared") -> None:
-    """Raise Failure unless the model is still the one that prepare has checked. A job can wait for days between two
-    stages, and who may write to the volume can put links or other weights there. Weights are read only where their
-    stamp has changed. A fetched model lies on the workspace, which is the run's own."""
+def check_unchanged(run: Run, folder: Path, stamp: str, revision: str) -> None:
+    """Raise Failure unless the model in `folder` is still the one that prepare has checked: `revision`, by its `stamp`.
+
+    A job can wait for days between two stages, and who may write to the volume can put links or other weights there.
+    Weights are read only where their stamp has changed. A fetched model lies on the workspace, which is the run's own.
+    """
     if uris.parse(run.spec.model.uri).scheme == "hf":
         return
-    where, folder = _named(run), Path(page.model_path)
+    where = _named(run)
     where.proven(run, folder)
     _check_files(run, where, folder)
     _, weights = _checked(folder, where.uri, lambda path: where.proven(run, path))
-    if _stamp(weights) != page.model_stamp and _digest(weights) != page.model_revision:
+    if _stamp(weights) != stamp and _digest(weights) != revision:
         why = "holds other weights than when the run was prepared: put those back, or apply the job under a new name"
         raise where.failure(why, reason=Reason.CHECKPOINT_MISMATCH)
 

@@ -21,7 +21,7 @@ from finetune_trainer.data.preparation import Preparation, Watch
 from finetune_trainer.data.prepared import Prepared, read_prepared, write_page
 from finetune_trainer.planning.batch_size import schedule
 from finetune_trainer.planning.client import ParameterCount, Parameters
-from finetune_trainer.planning.workload import _load
+from finetune_trainer.planning.workload import prepared_load
 from finetune_trainer.pretrained.base_model import base_model
 from finetune_trainer.pretrained.initial_adapter import composed_start, settled
 from finetune_trainer.pretrained.tokenizer import load
@@ -60,7 +60,7 @@ def prepare(
             page = prepared_data(job, key, Watch(labels_known=count.ask, check=count.check))
             log.info("data ready after %.1f s", time.monotonic() - began)
         count.ask(page.labels)
-        parameters = count.result(_load(job, page))
+        parameters = count.result(prepared_load(job, page))
     check_room(run, output, _result_size(job, parameters))
     page = _planned(job, page, parameters, plan_key)
     write_page(workspace.prepared, page)

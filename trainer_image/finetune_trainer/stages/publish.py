@@ -22,7 +22,7 @@ from finetune_trainer.artifacts.loss_curve import loss_curve
 from finetune_trainer.artifacts.manifest import Publication, manifest, metrics
 from finetune_trainer.artifacts.model_card import model_card
 from finetune_trainer.artifacts.result import Result
-from finetune_trainer.artifacts.verification import _files, verify
+from finetune_trainer.artifacts.verification import files_in, verify
 from finetune_trainer.data.prepared import read_prepared, tokenizer_folder
 from finetune_trainer.runtime.failures import FULL, Failure, as_os_error
 from finetune_trainer.runtime.files import new_folder, sha256
@@ -55,7 +55,7 @@ def publish(run: Run, workspace: Workspace, progress: Progress) -> StageReport:
         if trouble is None or _is_elsewhere(trouble, publication.target):
             raise  # of the workspace, of the base model, or no error of a disk
         raise _failed(run, trouble) from error
-    size = sum(path.stat().st_size for path in _files(publication.target))
+    size = sum(path.stat().st_size for path in files_in(publication.target))
     log.info("published and verified: %s, %d bytes, sha256 of the manifest %s", run.spec.output.uri, size, digest)
     artifact = Artifact(
         uri=run.spec.output.uri, digest=f"sha256:{digest}", size_bytes=size, kind=publication.result.kind
@@ -79,7 +79,7 @@ def _publication(run: Run, workspace: Workspace) -> Publication:
             Reason.CHECKPOINT_MISMATCH, f"{workspace.result} is the result of another job: use a new workspace"
         )
     target = check_output(run)
-    weights = sum(path.stat().st_size for path in _files(workspace.result))
+    weights = sum(path.stat().st_size for path in files_in(workspace.result))
     base = sum(path.stat().st_size for path in Path(page.model_path).glob("*.safetensors"))
     check_room(run, target, weights + ROOM + (2 * base if _merges(run, result) else 0))
     return Publication(run, workspace, page, result, target)
@@ -108,7 +108,7 @@ def _write(publication: Publication, draft: Path) -> None:
     for name, text in texts.items():
         (draft / name).write_text(text, encoding="utf-8")
     (draft / CURVE).write_bytes(loss_curve(publication.run.name, publication.result.state))
-    for path in _files(draft):
+    for path in files_in(draft):
         path.chmod(0o644)  # readers may be other users than the writer
         _sync(path)
     (draft / MANIFEST).write_text(json.dumps(manifest(publication, draft), indent=1) + "\n", encoding="utf-8")
@@ -124,7 +124,7 @@ def _open_weights(folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    for path in _files(source):
+    for path in files_in(source):
         place = target / path.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)

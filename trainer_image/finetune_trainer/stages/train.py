@@ -17,7 +17,7 @@ from finetune_api.run import Run
 from finetune_api.status import EvaluationResult, Sample
 from finetune_trainer.artifacts import result as results
 from finetune_trainer.data.prepared import tokenizer_folder
-from finetune_trainer.evaluation.held_out import Baseline, HeldOut, _answers, _baseline, _held_out
+from finetune_trainer.evaluation.held_out import Baseline, HeldOut, answered, measured, measured_base
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import device, loading
 from finetune_trainer.objectives import OBJECTIVES
@@ -27,7 +27,7 @@ from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.stop import StopRequest
 from finetune_trainer.runtime.workspace import Workspace
 from finetune_trainer.training import checkpoints
-from finetune_trainer.training.arguments import _arguments
+from finetune_trainer.training.arguments import training_arguments
 from finetune_trainer.training.callback import Course
 from finetune_trainer.training.checkpoints import Store
 from finetune_trainer.training.context import Stage, stage_of
@@ -49,10 +49,10 @@ def train(run: Run, workspace: Workspace, progress: Progress, stop: StopRequest 
     if finished is not None:
         log.info("training is done already: nothing to do")
         return StageReport(stage="train", evaluation=finished.evaluation)
-    check_unchanged(run, stage.page)
+    check_unchanged(run, Path(stage.page.model_path), stage.page.model_stamp, stage.page.model_revision)
     _begin(stage)
     tuner = assemble(stage)
-    baseline = _baseline(stage, tuner)
+    baseline = measured_base(stage, tuner)
     course = follow(stage, tuner)
     evaluation = _finish(stage, tuner, course, baseline)
     return StageReport(stage="train", evaluation=evaluation)
@@ -101,7 +101,7 @@ def assemble(stage: Stage) -> FineTuner:
         raise Failure(Reason.DATASET_INVALID, "spec.dataset.train: no record is left to learn from")
     why = f" ({basis})" if basis else ""
     log.info("%s on %s, %s%s", type(base.model).__name__, on.type, str(dtype).removeprefix("torch."), why)
-    arguments = _arguments(stage, on)
+    arguments = training_arguments(stage, on)
     rates = method.parameter_rates(model, options, arguments.learning_rate)
     tuner = objective(model, arguments, rows, stage.page.pad_token_id, dtype, method, rates)
     stage.stop.check()
@@ -137,7 +137,7 @@ def follow(stage: Stage, tuner: FineTuner) -> Course:
 
 def _finish(stage: Stage, tuner: FineTuner, course: Course, baseline: Baseline) -> EvaluationResult:
     """Measure the tuned model and leave the result."""
-    held_out, after = _held_out(stage, tuner), _answers(stage, tuner)
+    held_out, after = measured(stage, tuner), answered(stage, tuner)
     prompts = stage.spec.evaluation.prompts if after else []
     evaluation = EvaluationResult(
         split=held_out.split if held_out else None,

@@ -14,7 +14,7 @@ OPTIMIZERS = {
 """transformers' names for `spec.training.optimizer`."""
 
 
-def _arguments(stage: Stage, on: torch.device) -> transformers.TrainingArguments:
+def training_arguments(stage: Stage, on: torch.device) -> transformers.TrainingArguments:
     """The spec in the words of transformers. It neither reports, evaluates nor saves: callback.py does."""
     training, plan = stage.spec.training, stage.page.plan
     micro, accumulation, steps = plan.micro_batch_size, plan.gradient_accumulation, plan.total_steps

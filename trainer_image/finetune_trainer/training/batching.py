@@ -68,7 +68,7 @@ class Rows(Dataset[Any]):
         return [self.split[index]] if self.packs is None else [self.split[int(member)] for member in self.packs[index]]
 
 
-class _EpochLoader(DataLoader[Any]):
+class EpochLoader(DataLoader[Any]):
     """Hands the epoch on to the batch sampler, which the Trainer asks for by this name."""
 
     def set_epoch(self, epoch: int) -> None:

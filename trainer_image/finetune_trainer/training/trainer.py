@@ -21,7 +21,7 @@ from finetune_trainer.methods.method import TuningMethod
 from finetune_trainer.models.loading import Head
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.training import checkpoints
-from finetune_trainer.training.batching import EpochBatches, Rows, _EpochLoader, by_length
+from finetune_trainer.training.batching import EpochBatches, EpochLoader, Rows, by_length
 
 Batch = dict[str, Any]
 """What a collator makes of records: tensors for the model, and the plain numbers `tokens` and `items`."""
@@ -92,7 +92,7 @@ class FineTuner(transformers.Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         rows: Any = self.train_dataset
         batches = EpochBatches(rows.lengths, self.args.per_device_train_batch_size, self.args.seed)
-        return _EpochLoader(rows, batch_sampler=batches, collate_fn=self.collate, generator=torch.Generator())
+        return EpochLoader(rows, batch_sampler=batches, collate_fn=self.collate, generator=torch.Generator())
 
     def autocast(self) -> Any:
         return torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype is not torch.float32)
