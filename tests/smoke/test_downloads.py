@@ -10,7 +10,8 @@ import socket
 import ssl
 import struct
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,20 @@ def babble(connection: ssl.SSLSocket) -> None:
     socket.socket.send(connection, b"this is no TLS")
 
 
+@contextmanager
+def answering(folder: Path, answer: Callable[[servers.Quiet], None]) -> Iterator[servers.Server]:
+    """A server with TLS, of whose answers nothing is said for it."""
+
+    class Handler(servers.Quiet):
+        def do_GET(self) -> None:
+            answer(self)
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "tls" / "cert.pem", folder / "tls" / "key.pem")
+    with servers.serving(Handler, context) as serving:
+        yield serving
+
+
 @pytest.mark.parametrize("part", ["", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"])
 @pytest.mark.parametrize(
     ("then", "told"),
@@ -238,15 +253,12 @@ def test_a_connection_that_breaks_may_be_tried_again(
     monkeypatch.setattr(web, "PATIENCE", 0.3)
     asked = []
 
-    class Breaking(servers.Quiet):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.wfile.write(part.encode())
-            then(self.connection)
+    def breaks(request: servers.Quiet) -> None:
+        asked.append(request.path)
+        request.wfile.write(part.encode())
+        then(request.connection)
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "tls" / "cert.pem", tmp_path / "tls" / "key.pem")
-    with servers.serving(Breaking, context) as breaking:
+    with answering(tmp_path, breaks) as breaking:
         failure = refusal(f"{breaking.url}/a.jsonl", ALLOWED, tmp_path)
     assert re.search(told, failure.message)
     assert (failure.reason, failure.code, len(asked)) == ("DatasetUnavailable", 70, 3)
@@ -267,16 +279,24 @@ def test_an_answer_that_is_cut_off_is_no_file(
     """Though it says no length: an end in its head, and one that TLS does not tell, are no ends of a file."""
     monkeypatch.setattr(web, "PATIENCE", 1)
 
-    class Ending(servers.Quiet):
-        def do_GET(self) -> None:
-            self.wfile.write(head.encode())
-            then(self.connection)
+    def ends(request: servers.Quiet) -> None:
+        request.wfile.write(head.encode())
+        then(request.connection)
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "tls" / "cert.pem", tmp_path / "tls" / "key.pem")
-    with servers.serving(Ending, context) as ending:
+    with answering(tmp_path, ends) as ending:
         failure = refusal(f"{ending.url}/a.jsonl", ALLOWED, tmp_path)
     assert (failure.reason, failure.code) == ("DatasetUnavailable", 70)
+
+
+def test_an_answer_without_a_length_ends_where_tls_says(tmp_path: Path, server: servers.Server) -> None:
+    """As servers of HTTP/1.0 send what they make on the way."""
+
+    def ends(request: servers.Quiet) -> None:
+        request.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + BODY)
+        hang_up(request.connection)
+
+    with answering(tmp_path, ends) as ending:
+        assert fetched(f"{ending.url}/a.jsonl", ALLOWED, tmp_path) == BODY
 
 
 @pytest.mark.parametrize(

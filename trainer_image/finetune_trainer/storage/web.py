@@ -265,9 +265,13 @@ def _blocks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
         while block := answer.read1(BLOCK):
             yield block
     except OSError as error:
-        # Of an answer that says its length, what is missing is told by the number of bytes.
-        if not isinstance(error, ssl.SSLEOFError) or answer.length is None:
+        if not isinstance(error, ssl.SSLEOFError):
             raise urllib.error.URLError(error) from error
+        if answer.length is None:
+            raise urllib.error.URLError(
+                "its answer ended, and neither a length nor TLS tells that it is whole"
+            ) from error
+        # Of an answer that says its length, what is missing is told by the number of bytes.
 
 
 def _unreachable(where: Place, error: Exception) -> Exception:
