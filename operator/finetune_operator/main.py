@@ -9,7 +9,7 @@ import logging
 import random
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from time import monotonic
 from typing import Any
 
@@ -28,6 +28,7 @@ from finetune_operator.progress import ProgressReader, page_session
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconcile import Reconciler, StatusWriter
 from finetune_operator.settings import Settings, parse
+from finetune_operator.status import OVER
 
 # kopf looks for the official client, to take its objects for owners. We have none to give, and that import takes longer
 # than all others together.
@@ -137,16 +138,16 @@ class Operator:
 
         @kopf.on.event(labels.GROUP, labels.VERSION, labels.PLURAL, registry=registry)
         async def event(event: kopf.RawEvent, **_: Any) -> None:
-            self._take(event["type"], dict(event["object"]))
+            self._take(event["type"], event["object"])
 
         return registry
 
-    def _take(self, type: str | None, body: Object) -> None:
+    def _take(self, type: str | None, body: Mapping[str, Any]) -> None:
         """Queue a job that is new, was edited, has ended or is seen in a list, and the jobs that wait for it when it
         appears, ends or goes. What is known of a job is noted by the pass: the events of two jobs of one name, one
         after the other, may come in any order."""
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
-        has_ended = body.get("status", {}).get("phase") in streams.OVER
+        has_ended = body.get("status", {}).get("phase") in OVER
         self._queue.add(key)
         if has_ended or type in ("ADDED", "DELETED"):
             for follower in self._followers.of(key):

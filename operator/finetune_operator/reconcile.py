@@ -86,15 +86,18 @@ class StatusWriter:
 
     async def _write(self, key: Key, body: Object, status: Object, manager: str) -> Object:
         """Write over the status of the job that `body` shows, whoever else has written meanwhile."""
-        uid = body["metadata"]["uid"]
-        for _ in range(WRITES):
-            metadata = {name: body["metadata"][name] for name in ("namespace", "name", "resourceVersion")}
-            wire = {"apiVersion": labels.API_VERSION, "kind": labels.KIND, "metadata": metadata, "status": status}
+        for _ in range(WRITES - 1):
             try:
-                return await self._cluster.apply_status(FINETUNE_JOBS, wire, manager)
+                return await self._write_over(body, status, manager)
             except Conflict:
-                body = await self._read(key, uid)
-        raise Conflict(409, "Conflict", f"the job was changed {WRITES} times while its status was written")
+                body = await self._read(key, body["metadata"]["uid"])
+        return await self._write_over(body, status, manager)
+
+    async def _write_over(self, body: Object, status: Object, manager: str) -> Object:
+        """Raises Conflict where `body` is not what the job is now."""
+        metadata = {name: body["metadata"][name] for name in ("namespace", "name", "resourceVersion")}
+        wire = {"apiVersion": labels.API_VERSION, "kind": labels.KIND, "metadata": metadata, "status": status}
+        return await self._cluster.apply_status(FINETUNE_JOBS, wire, manager)
 
     async def _read(self, key: Key, uid: str) -> Object:
         """That very job; raises NotFound when it is gone, and Conflict when another one has its name."""

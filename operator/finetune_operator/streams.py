@@ -16,16 +16,13 @@ import aiohttp
 from aiohttp.http_exceptions import LineTooLong
 from pydantic_core import from_json, to_json
 
-from finetune_api.reasons import Phase
 from finetune_operator.cluster import BROKEN, STEADY_SECONDS
+from finetune_operator.status import OVER
 
 log = logging.getLogger(__name__)
 
 GONE = b'{"type":"ERROR","object":{"code":410}}\n'
 """As kopf is told that it has to list anew."""
-
-
-OVER = (Phase.SUCCEEDED, Phase.FAILED)
 
 
 class News:
@@ -34,8 +31,8 @@ class News:
     def __init__(self) -> None:
         self._known: dict[str, tuple[int, bool, bool]] = {}
 
-    def __contains__(self, change: Mapping[str, Any]) -> bool:
-        """Whether a change of a watch says more than the last one of that job did."""
+    def take(self, change: Mapping[str, Any]) -> bool:
+        """Whether a change of a watch says more than the last one of that job did; remembers it."""
         body = change["object"]
         metadata = body["metadata"]
         uid, is_over = metadata["uid"], body.get("status", {}).get("phase") in OVER
@@ -91,7 +88,7 @@ class _Stream:
                     break
                 if code:
                     raise OSError(f"the server says {line[:300].decode(errors='replace')}")
-                yield line if change["type"] == "BOOKMARK" or change in self._news else _bookmark(change)
+                yield line if change["type"] == "BOOKMARK" or self._news.take(change) else _bookmark(change)
         except BROKEN as failure:
             # A stream cannot pass a line that is too long, a list can.
             code, problem = 410 if isinstance(failure, LineTooLong) else 0, str(failure) or repr(failure)
