@@ -24,8 +24,8 @@ SETTLE_SECONDS = 0.1
 BEARABLE_SECONDS = MappingProxyType({"Job": 20.0, "Pod": 40.0})
 """Nobody tells when a Kubernetes Job cannot make its pod, nor when no scheduler looks at a pod."""
 LOOKS_PER_SECOND = 10
-"""At what is silent: most of all Jobs, after a burst that the Job controller does not keep up with. Each look is half a
-dozen requests."""
+"""At what is silent in one namespace: most of all Jobs, after a burst that the Job controller does not keep up with.
+Each look is half a dozen requests; other teams' jobs do not wait for them."""
 
 
 class Silence:
@@ -37,7 +37,7 @@ class Silence:
         self._look = look
         self._bearable = bearable
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._next_at = 0.0
+        self._next_at: dict[str, float] = {}
 
     def note(self, kind: str, change: Change) -> None:
         """What was told of a Kubernetes Job or a pod of ours."""
@@ -51,9 +51,9 @@ class Silence:
 
     def _end(self, uid: str, key: Key) -> None:
         del self._timers[uid]
-        now = asyncio.get_running_loop().time()
-        at = max(now, self._next_at)
-        self._next_at = at + 1 / LOOKS_PER_SECOND
+        now, namespace = asyncio.get_running_loop().time(), key[0]
+        at = max(now, self._next_at.get(namespace, now))
+        self._next_at[namespace] = at + 1 / LOOKS_PER_SECOND
         self._look(key, at - now + SETTLE_SECONDS)
 
 

@@ -81,19 +81,26 @@ def test_what_nobody_tells_of_is_looked_at_in_time(told: list[tuple[str, Change]
 
 
 def test_what_is_silent_by_the_hundred_is_looked_at_one_after_the_other() -> None:
-    """A Job controller that does not keep up is not to serve us as well; the first are looked at at once."""
-    waits: list[float] = []
+    """A Job controller that does not keep up is not to serve us as well. The first is looked at at once, and so is that
+    of another namespace."""
+    waits: list[tuple[Any, float]] = []
 
     async def scenario() -> None:
-        silence = Silence(lambda _, seconds: waits.append(seconds), {"Job": 0})
+        silence = Silence(lambda key, seconds: waits.append((key, seconds)), {"Job": 0})
         for number in range(100):
             silence.note(*told_of("Job", "ADDED", str(number)))
+        kind, one = told_of("Job", "ADDED", "elsewhere")
+        one.object["metadata"]["namespace"] = "elsewhere"
+        silence.note(kind, one)
         await asyncio.sleep(0.05)
 
     asyncio.run(scenario())
-    assert len(waits) == 100
-    assert waits == sorted(waits)
-    assert waits[0] < 1 < 9 < waits[-1] < 11
+    *mine, (other, soon) = waits
+    seconds = [wait for _, wait in mine]
+    assert len(seconds) == 100
+    assert seconds == sorted(seconds)
+    assert seconds[0] < 1 < 9 < seconds[-1] < 11
+    assert (other, soon < 1) == (("elsewhere", "support-bot"), True)
 
 
 STARTING = {"method": {"lora": {"startFrom": {"adapters": [{"uri": "job://first"}, {"uri": "pvc://models/a"}]}}}}
