@@ -396,7 +396,7 @@ def test_inputs_and_answers_are_planned_apart(tmp_path: Path) -> None:
     _, page, _ = preparing.prepared(run, Count)
     assert [(load["length"], load["answer"], load["packed"]) for load in asked] == [(61, 91, False)]
     assert (page.packing, page.max_length) == (False, 700)
-    offline = workload.load(tmp_path / "model", run.spec)
+    offline = workload.heaviest_load(tmp_path / "model", run.spec)
     assert (offline.length, offline.answer, offline.packed) == (700, 700, False)
 
 
