@@ -1,6 +1,6 @@
 # Everything a contributor runs, one target each. `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup requirements generate check test test-slow test-numeric matrix support e2e e2e-matrix demo cluster-up cluster-down bench bench-methods
+.PHONY: help setup servers requirements generate check test test-slow test-numeric matrix support e2e e2e-matrix demo cluster-up cluster-down bench bench-methods
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -39,10 +39,14 @@ check: setup ## form: lint, types, layers, generated files, chart
 	python benchmarks/methods_table.py --check
 	$$(python tests/cluster binaries helm) lint --strict --quiet charts/finetune-operator
 
-test: setup ## every test that is not slow and needs no cluster, on a real API server
+# A machine that has none builds the API server for minutes: longer than any one test may take.
+servers: setup
+	-@python tests/cluster binaries etcd kube-apiserver kube-controller-manager kubectl helm >/dev/null
+
+test: servers ## every test that is not slow and needs no cluster, on a real API server
 	pytest -m "not slow and not e2e and not real and not matrix" --numprocesses 3 --dist loadfile
 
-test-slow: setup ## those that `make test` leaves out: processes that load torch, clusters of their own, more models
+test-slow: servers ## those that `make test` leaves out: processes that load torch, clusters of their own, more models
 	pytest -m "slow and not e2e and not real and not matrix" --numprocesses 3 --dist loadfile
 
 test-numeric: setup ## what compares by a tolerance, on the kernels of other processors and with other roundings
