@@ -80,6 +80,7 @@ class Operator:
         self._cluster = cluster
         self._settings = settings
         self._queue: WorkQueue[Key] = WorkQueue(monotonic)
+        self._new = watches.NewJobs()
         self._live: set[Key] = set()
         self._followers = watches.Followers()
 
@@ -148,6 +149,7 @@ class Operator:
         after the other, may come in any order."""
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
         has_ended = body.get("status", {}).get("phase") in OVER
+        self._new.note(key, type, body)
         self._queue.add(key)
         if has_ended or type in ("ADDED", "DELETED"):
             for follower in self._followers.of(key):
@@ -177,7 +179,7 @@ class Operator:
     async def _once(self, reconciler: Reconciler, key: Key) -> None:
         try:
             async with asyncio.timeout(RECONCILE_SECONDS):
-                after = await reconciler.reconcile(key)
+                after = await reconciler.reconcile(key, self._new.take(key))
         except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as problem:
             metrics.reconcile_errors.inc()
             log.warning("tried again in %.1f s: %s", self._queue.retry(key), problem or repr(problem))

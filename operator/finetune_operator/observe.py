@@ -20,6 +20,7 @@ from finetune_operator.cluster import Cluster, Kind
 from finetune_operator.departed import Departed
 from finetune_operator.facts import STAGES, Claim, NamedJob, Observed, Pod
 from finetune_operator.pods import RUN_PART, WORKSPACE_PART
+from finetune_operator.situation import is_under_way
 from finetune_operator.status import brought_back, is_edited_after_its_end, is_finished, present_stage
 
 Object = dict[str, Any]
@@ -64,7 +65,7 @@ async def observe(cluster: Cluster, body: Object, departed: Departed, thorough: 
         if name not in jobs and (last := departed.job(metadata.uid, name)) is not None:
             jobs[name] = last
     spec, problem = (bare.spec, "") if bare.spec else _spec_of_run(body["spec"], bare, seen.run)
-    return replace(
+    found = replace(
         bare,
         spec=spec,
         problem=problem or bare.problem,
@@ -76,6 +77,8 @@ async def observe(cluster: Cluster, body: Object, departed: Departed, thorough: 
         conflicts=seen.conflicts,
         named_jobs=await _named_jobs(cluster, bare) if seen.run is None else {},
     )
+    # A pin of which nothing was made is made anew, and so is what is told of the spec.
+    return found if found.run or is_under_way(found) else replace(found, unknown=_unknown(body))
 
 
 async def _edited(cluster: Cluster, bare: Observed) -> Observed:
@@ -126,8 +129,11 @@ def _bare(body: Object) -> Observed:
     back = brought_back(spec, status)
     if back is not None:
         return Observed(metadata, spec, back, stored=status)
-    unknown = tuple(unknown_fields(FineTuneJobSpec, body["spec"], "spec")) if status.run is None else ()
-    return Observed(metadata, spec, status, problem=problem, unknown=unknown)
+    return Observed(metadata, spec, status, problem=problem, unknown=_unknown(body) if status.run is None else ())
+
+
+def _unknown(body: Object) -> tuple[str, ...]:
+    return tuple(unknown_fields(FineTuneJobSpec, body["spec"], "spec"))
 
 
 def _spec_of_run(live: Object, bare: Observed, run: Object | None) -> tuple[FineTuneJobSpec | None, str]:

@@ -44,6 +44,8 @@ MILESTONES: dict[StageName, ConditionType] = {
 }
 WRITES = 5
 """Tries of one status: its other half, or an edit, comes between one and the next."""
+Done = tuple[Object, Observed, Plan]
+"""The job after its children were changed, what was decided upon, and what of it is left to say."""
 EXISTS = Obstacle(Reason.NAME_CONFLICT, "")
 
 
@@ -75,6 +77,10 @@ class StatusWriter:
                 absent.append(found[1])
                 wire = _without(wire, found[1].split("."))
                 log.warning("the CustomResourceDefinition is older than this operator: no status.%s", found[1])
+
+    async def first_status(self, told: Object, status: api.FineTuneJobStatus) -> Object:
+        """Write the status of a new job; returns the job as it is. Raises ApiError unless it is still what was told."""
+        return await self._write_over(told, status.over({}), MANAGER)
 
     async def progress(self, key: Key, uid: str, progress: api.Progress) -> None:
         """Show `progress`; a job that is gone or another by now is left alone."""
@@ -130,16 +136,19 @@ class Reconciler:
         self._reader = reader
         self._writer = writer
 
-    async def reconcile(self, key: Key) -> float | None:
-        """Seconds after which to look again; None: when something changes. The job is read, and not taken as a watch
-        told it: a stream that was opened under an older definition leaves out what that does not have."""
-        body = await self._cluster.get(FINETUNE_JOBS, *key)
-        if body is None:
-            self._reader.track(key, None)
-            metrics.forget(key)
-            self._note(key, None)
-            return None
-        return await self._finish(key, *await self._act(key, body))
+    async def reconcile(self, key: Key, told: Object | None = None) -> float | None:
+        """Seconds after which to look again; None: when something changes. `told` is a job without status as the watch
+        tells it."""
+        done = await self._begin(key, told) if told is not None else None
+        if done is None:
+            body = await self._cluster.get(FINETUNE_JOBS, *key)
+            if body is None:
+                self._reader.track(key, None)
+                metrics.forget(key)
+                self._note(key, None)
+                return None
+            done = await self._act(key, body)
+        return await self._finish(key, *done)
 
     async def _observe(self, key: Key, body: Object, thorough: bool = False) -> Observed:
         observed = await observe(self._cluster, body, self._departed, thorough)
@@ -148,10 +157,30 @@ class Reconciler:
     def _decide(self, observed: Observed) -> Plan:
         return plan(observed, self._settings, datetime.now(UTC))
 
-    async def _act(self, key: Key, body: Object) -> tuple[Object, Observed, Plan]:
-        """Decide and change the children; returns the job, what was decided upon, and what of it is left to say."""
-        observed = await self._observe(key, body)
+    async def _begin(self, key: Key, told: Object) -> Done | None:
+        """As `_act`, without reading the job; None where it has to be read.
+
+        The watch may lag, or leave out a field that the definition got after the stream was opened. Before anything is
+        made the status is written, and its answer shows the job as it is.
+        """
+        observed = await self._observe(key, told)
         decided = self._decide(observed)
+        if not (decided.create and decided.status_first) or decided.status is None:
+            return None
+        try:
+            body = await self._writer.first_status(told, decided.status)
+        except ApiError as problem:
+            log.debug("read, as it may not be what was told: %s", problem)
+            return None
+        return await self._do(key, body, observed, decided) if body["spec"] == told["spec"] else None
+
+    async def _act(self, key: Key, body: Object) -> Done:
+        """Decide and change the children."""
+        observed = await self._observe(key, body)
+        return await self._do(key, body, observed, self._decide(observed))
+
+    async def _do(self, key: Key, body: Object, observed: Observed, decided: Plan) -> Done:
+        """Change the children, as was decided."""
         body, refusal = await self._carry_out(key, body, decided)
         if refusal is EXISTS:
             # A child exists that was thought absent: look at everything, and decide again.

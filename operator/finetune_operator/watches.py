@@ -57,6 +57,28 @@ class Silence:
         self._look(key, at - now + SETTLE_SECONDS)
 
 
+class NewJobs:
+    """The objects of jobs that were just created, as they were told: a first pass may begin from them, as nothing was
+    written of these yet."""
+
+    def __init__(self) -> None:
+        self._told: dict[Key, Mapping[str, Any]] = {}
+
+    def note(self, key: Key, type: str | None, body: Mapping[str, Any]) -> None:
+        """What is told of a job. Of two of one name, the end of the first may be told after the second began."""
+        before = self._told.get(key)
+        is_same = before is not None and before["metadata"]["uid"] == body["metadata"]["uid"]
+        if type != "DELETED" and "status" not in body and (type == "ADDED" or is_same):
+            self._told[key] = body
+        elif is_same:
+            del self._told[key]
+
+    def take(self, key: Key) -> dict[str, Any] | None:
+        """The job without status, once; None where it has to be read."""
+        told = self._told.pop(key, None)
+        return dict(told) if told is not None else None
+
+
 class Followers:
     """Which jobs wait for which: what one job publishes, another may start from.
 

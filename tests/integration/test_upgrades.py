@@ -22,6 +22,7 @@ from finetune_operator.facts import digest
 from integration.kubelet import DEFINITION, Api, Job, eventually, install_definition
 from integration.operators import Operator, create_job, new_namespace
 from integration.test_life import ARTIFACT, PREPARED, TRAINED
+from integration.test_new_jobs import first_status_only, one_pass
 
 pytestmark = pytest.mark.integration
 
@@ -40,6 +41,15 @@ def with_a_field_more(schema: Any, has_defaults: bool) -> Any:
         field = {"type": "integer", **({"default": 7} if has_defaults else {})}
         found["properties"] = {**found["properties"], "addedLater": field}
     return found
+
+
+def without_the_field(part: Any) -> Any:
+    """As a stream tells an object that was opened under the definition of before."""
+    if isinstance(part, list):
+        return [without_the_field(one) for one in part]
+    if not isinstance(part, dict):
+        return part
+    return {name: without_the_field(one) for name, one in part.items() if name != "addedLater"}
 
 
 def next_definition() -> Object:
@@ -126,6 +136,17 @@ def test_a_definition_newer_than_the_operator_hurts_no_job(
     jobs["waits"].edit(suspend=False)
     jobs["waits"].new_pod("train").start()
     jobs["waits"].wait_reason("Training")
+
+
+def test_what_is_not_used_is_told_by_the_next_operator(plane: ControlPlane, api: Api, namespace: str) -> None:
+    """The one before ended after its first status, of a job that it was told without the new fields."""
+    apply(api, next_definition())
+    job = create_job(api, namespace, "halfway")
+    eventually(lambda: is_in_force(job), "the new defaults are read")
+    first_status_only(plane, without_the_field(job.body()))
+    assert "addedLater" not in job.condition("Accepted")["message"]
+    one_pass(plane, job, None)
+    assert "spec.model.addedLater" in job.condition("Accepted")["message"]
 
 
 def test_what_a_newer_operator_wrote_stays(api: Api, namespace: str, operate: Callable[[], Operator]) -> None:

@@ -11,7 +11,7 @@ from finetune_api import labels
 from finetune_api.spec import jobs_named
 from finetune_operator.cluster import Change
 from finetune_operator.streams import News
-from finetune_operator.watches import Followers, Silence, key_of_job, key_of_pod
+from finetune_operator.watches import Followers, NewJobs, Silence, key_of_job, key_of_pod
 
 KEY = ("team", "support-bot")
 
@@ -128,6 +128,34 @@ def test_only_a_uri_names_a_job() -> None:
     """The same words in a prompt, or as the value of a variable, are somebody's text."""
     words = {"evaluation": {"prompts": ["job://other", "job://"]}, "podTemplate": {"env": [{"value": "job://"}]}}
     assert jobs_named(STARTING | words) == ["first"]
+
+
+def new_job(uid: str = "a", **fields: Any) -> dict[str, Any]:
+    return {"metadata": {"uid": uid}} | fields
+
+
+@pytest.mark.parametrize(
+    ("told", "taken"),
+    [
+        ([("ADDED", new_job())], new_job()),
+        ([("ADDED", new_job()), ("MODIFIED", new_job(spec={"suspend": True}))], new_job(spec={"suspend": True})),
+        ([("ADDED", new_job()), ("DELETED", new_job())], None),
+        ([("ADDED", new_job()), ("MODIFIED", new_job(status={"phase": "Failed"}))], None),
+        ([("ADDED", new_job("b")), ("DELETED", new_job())], new_job("b")),
+        ([("ADDED", new_job(status={"phase": "Failed"}))], None),
+        ([("MODIFIED", new_job())], None),
+        ([(None, new_job())], None),
+    ],
+)
+def test_only_a_job_that_was_just_created_need_not_be_read(
+    told: list[tuple[str | None, dict[str, Any]]], taken: dict[str, Any] | None
+) -> None:
+    """As it was told last; of one in a list or with a status, somebody may know more. Once: the pass writes of it."""
+    jobs = NewJobs()
+    for type, body in told:
+        jobs.note(KEY, type, body)
+    assert jobs.take(KEY) == taken
+    assert jobs.take(KEY) is None
 
 
 def job_line(type: str = "MODIFIED", uid: str = "a", status: dict[str, Any] | None = None, **metadata: Any) -> Any:
