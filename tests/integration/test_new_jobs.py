@@ -1,4 +1,4 @@
-"""A new job is begun as the watch told it, without being read: whatever became of it meanwhile, what is made is right."""
+"""A new job is begun as the watch told it, not read: whatever became of it meanwhile, what is made is right."""
 
 from __future__ import annotations
 
