@@ -222,7 +222,7 @@ def bare_loop(run_file: str) -> int:
     for step in range(run.spec.training.max_steps):
         batch = next(batches)
         with tuner.autocast():
-            loss = tuner.judge(batch).loss / batch["items"]
+            loss = tuner.objective.compute_loss(tuner.model, batch).loss / batch["items"]
         penalty = tuner.method.penalty(tuner.model)
         (loss if penalty is None else loss + penalty).backward()
         torch.nn.utils.clip_grad_norm_(moving, 1.0)
@@ -251,10 +251,10 @@ def reopened(run_file: str) -> int:
     device.use_cores()
     stage = stage_of(run, Workspace(Path(run.workspace)), Progress("train"), StopRequest())
     method, tuner = IMPLEMENTED[run.spec.method.kind], assemble(stage)
-    options, head = run.spec.method.options, tuner.head(())
-    base = method.load(Path(stage.page.model_path), head, stage.page.pad_token_id, options, tuner.dtype)
+    options, head = run.spec.method.options, tuner.objective.head(())
+    base = method.load(Path(stage.page.model_path), head, stage.page.pad_token_id, options, tuner.objective.dtype)
     tuner.model = method.reopen(base, stage.workspace.result / results.ARTIFACT)
-    loading.narrow_frozen(tuner.model, tuner.dtype)
+    loading.narrow_frozen(tuner.model, tuner.objective.dtype)
     rows, result = stage.rows("test"), results.read(stage.workspace.result)
     assert rows is not None
     assert result is not None

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 import preparing
 import tiny
 from finetune_api.run import Run
+from finetune_trainer.objectives.objective import Objective, Row
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.stop import StopRequest
 from finetune_trainer.runtime.workspace import Workspace
@@ -167,9 +169,14 @@ def with_learnt(record: dict[str, Any], count: int) -> dict[str, Any]:
     return record | {"loss_mask": np.arange(size) >= size - count}
 
 
+def loss_of(objective: Objective, model: nn.Module, rows: list[Row]) -> torch.Tensor:
+    """Of these rows as one batch."""
+    return objective.compute_loss(model, objective.collate(rows)).loss
+
+
 def gradient_of(tuner: FineTuner, micro_batches: list[list[list[dict[str, Any]]]]) -> torch.Tensor:
     """The gradient of one optimizer step over these micro-batches, as the Trainer's loop takes it."""
-    batches = [tuner.collate(rows) for rows in micro_batches]
+    batches = [tuner.objective.collate(rows) for rows in micro_batches]
     items = tuner._get_num_items_in_batch(batches, tuner.args.device)
     training = tuner.model.training
     tuner.model.zero_grad()

@@ -26,7 +26,7 @@ from finetune_api.reasons import Reason
 from finetune_api.status import EvaluationResult
 from finetune_trainer.artifacts import result as results
 from finetune_trainer.models import loading
-from finetune_trainer.objectives.sft import SftTrainer
+from finetune_trainer.objectives.sft import Sft
 from finetune_trainer.planning.memory import PlannedModel
 from finetune_trainer.planning.method_comparison import row
 from finetune_trainer.planning.workload import Shape
@@ -42,7 +42,7 @@ from tolerance import PASS, WEIGHT, InDouble, assert_close, doubled
 from training import STEPS, Pair, Prepared, StopAfter, prepared
 
 PAIR = Pair("llama", "sft", "lora")
-HEAD = SftTrainer.head(())
+HEAD = Sft.head(())
 IDS = torch.arange(3, 40).unsqueeze(0)
 COMBINATIONS = {
     "linear": "linear", "cat": "cat", "svd": "svd", "ties": "ties", "tiesSvd": "ties_svd",

@@ -30,15 +30,15 @@ from finetune_trainer.methods import METHODS
 from finetune_trainer.models import loading
 from finetune_trainer.models.loading import Head
 from finetune_trainer.objectives import OBJECTIVES
+from finetune_trainer.objectives.objective import Objective
 from finetune_trainer.planning import workload
 from finetune_trainer.planning.memory import PlannedModel
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.stages.publish import publish
-from finetune_trainer.training.trainer import FineTuner
 from tolerance import PASS, WEIGHT, InDouble, assert_close, doubled
 from training import METHODS as OPTIONS
-from training import Pair, Prepared, prepared
+from training import Pair, Prepared, loss_of, prepared
 
 HEAD = Head("AutoModelForSeq2SeqLM", peft_task="SEQ_2_SEQ_LM", generates=True)
 PREFIXES = ["prefixTuning", "pTuningV2"]
@@ -79,11 +79,8 @@ def adapted(folder: Path, kind: str, **options: Any) -> Any:
     return model.eval()
 
 
-def judge_of(model: Any, kind: str, folder: Path) -> FineTuner:
-    """The objective's trainer with nothing to train on: to judge by."""
-    arguments = transformers.TrainingArguments(output_dir=str(folder), use_cpu=True, report_to=[])
-    objective = OBJECTIVES["sft"].suited(model.config)
-    return objective(model, arguments, None, 0, torch.float32, METHODS[kind], {})
+def objective_of(model: Any) -> Objective:
+    return OBJECTIVES["sft"].suited(model.config)(model, 0, torch.float32)
 
 
 def record(number: int) -> list[dict[str, Any]]:
@@ -96,16 +93,14 @@ def record(number: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", OPTIONS)
 @pytest.mark.parametrize("name", NAMES)
-def test_the_loss_is_transformers_own_whatever_the_batch(
-    name: str, kind: str, folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_the_loss_is_transformers_own_whatever_the_batch(name: str, kind: str, folders: dict[str, Path]) -> None:
     """Of one record what the model says with `labels`; of several, padded in both halves, the sum of theirs."""
     model = doubled(adapted(folders[name], kind))
-    tuner = judge_of(model, kind, tmp_path)
+    objective = objective_of(model)
     rows = [record(number) for number in range(3)]
     with torch.no_grad(), InDouble():
-        alone = [float(tuner.judge(tuner.collate([row])).loss) for row in rows]
-        together = [float(tuner.judge(tuner.collate(list(pair))).loss) for pair in itertools.pairwise(rows)]
+        alone = [float(loss_of(objective, model, [row])) for row in rows]
+        together = [float(loss_of(objective, model, list(pair))) for pair in itertools.pairwise(rows)]
         plain = [plain_loss(model, *pair) for pair in zip(INPUTS, ANSWERS, strict=True)]
     assert_close(alone, plain, PASS)
     assert_close(together, [alone[0] + alone[1], alone[1] + alone[2]], PASS)
@@ -117,10 +112,9 @@ def plain_loss(model: Any, read: list[int], answer: list[int]) -> float:
     return float(functional.cross_entropy(logits[0], torch.tensor(answer), reduction="sum"))
 
 
-def test_a_batch_counts_what_is_read_and_what_is_learnt(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_batch_counts_what_is_read_and_what_is_learnt(folders: dict[str, Path]) -> None:
     """Answers begin with the start token, padding is neither read nor learnt."""
-    tuner = judge_of(adapted(folders["t5"], "lora"), "lora", tmp_path)
-    batch = tuner.collate([record(0), record(1)])
+    batch = objective_of(adapted(folders["t5"], "lora")).collate([record(0), record(1)])
     assert batch["attention_mask"].tolist() == [[1] * 3 + [0] * 5, [1] * 8]
     assert batch["decoder_input_ids"].tolist() == [[0, 70, 71], [0, 80, 2]]
     assert batch["targets"].tolist() == [70, 71, 2, 80, 2]

@@ -17,13 +17,13 @@ from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.fused_lora import hasten
 from finetune_trainer.models import loading
 from finetune_trainer.models.loading import LoadedModel
-from finetune_trainer.objectives.sft import SftTrainer
+from finetune_trainer.objectives.sft import Sft
 from finetune_trainer.runtime.failures import Failure
 from tolerance import PASS, WEIGHT, InDouble, assert_close, doubled
 from training import Pair, Prepared, prepared
 
 PAIR = Pair("llama", "sft", "lora")
-HEAD = SftTrainer.head(())
+HEAD = Sft.head(())
 
 
 @pytest.fixture

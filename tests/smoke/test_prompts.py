@@ -29,9 +29,8 @@ from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.planning.memory import PlannedModel
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
-from finetune_trainer.training.trainer import FineTuner
 from tolerance import PASS, InDouble, assert_close, doubled
-from training import MODELS, Pair, prepared
+from training import MODELS, Pair, loss_of, prepared
 
 PROMPTS: dict[str, dict[str, Any]] = {
     "promptTuning": {"tokens": 5},
@@ -276,23 +275,22 @@ def test_a_batch_of_one_equals_its_row_in_a_padded_batch(
 ) -> None:
     """As the trainer feeds them: the loss of a batch of unequal rows is the sum of the losses of its rows, and each
     row alone is what plain PEFT says of it."""
-    tuner = judge_of(MODELS[model](tmp_path / "model"), objective, method)
+    tuned = model_of(MODELS[model](tmp_path / "model"), objective, method)
+    task = OBJECTIVES[objective](tuned, 0, torch.float32)
     rows = [[record_of(ids, objective, number)] for number, ids in enumerate(ROWS)]
     with torch.no_grad(), InDouble():
-        alone = [float(tuner.judge(tuner.collate([row])).loss) for row in rows]
-        together = [float(tuner.judge(tuner.collate(list(pair))).loss) for pair in itertools.pairwise(rows)]
-        plain = [plain_loss(tuner.model, row[0], objective) for row in rows]
+        alone = [float(loss_of(task, tuned, [row])) for row in rows]
+        together = [float(loss_of(task, tuned, list(pair))) for pair in itertools.pairwise(rows)]
+        plain = [plain_loss(tuned, row[0], objective) for row in rows]
     assert_close(together, [alone[0] + alone[1], alone[1] + alone[2]], PASS)
     assert_close(alone, plain, PASS)
     assert len({round(loss, 3) for loss in alone}) == len(alone)
 
 
-def judge_of(folder: Path, objective: str, method: str) -> FineTuner:
-    """An objective's trainer with nothing to train on: to judge by, in double precision."""
+def model_of(folder: Path, objective: str, method: str) -> Any:
+    """In double precision."""
     labels = ("a", "b", "c") if objective == "classification" else ()
-    model = doubled(applied(folder, method, OBJECTIVES[objective].head(labels)))
-    arguments = transformers.TrainingArguments(output_dir=str(folder), use_cpu=True, report_to=[])
-    return OBJECTIVES[objective](model, arguments, None, 0, torch.float32, METHODS[method], {})
+    return doubled(applied(folder, method, OBJECTIVES[objective].head(labels)))
 
 
 def record_of(ids: list[int], objective: str, number: int) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def gradient(tuner: FineTuner, run: Prepared) -> torch.Tensor:
     rows = run.stage().rows("train")
     torch.manual_seed(7)
     tuner.model.zero_grad()
-    batch = tuner.collate([rows[index] for index in range(4)])
+    batch = tuner.objective.collate([rows[index] for index in range(4)])
     tuner.compute_loss(tuner.model, batch, num_items_in_batch=batch["items"]).backward()
     return torch.cat([tensor.grad.flatten() for tensor in tuner.model.parameters() if tensor.requires_grad])
 
@@ -184,12 +184,12 @@ def test_an_evaluation_says_what_a_training_step_says(run: Prepared) -> None:
     for module in tuner.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    batch = tuner.collate([rows[index] for index in range(4)])
+    batch = tuner.objective.collate([rows[index] for index in range(4)])
     with tuner.autocast():
-        learning = tuner.judge(batch).loss
+        learning = tuner.objective.compute_loss(tuner.model, batch).loss
         with torch.no_grad():
             tuner.model.eval()
-            assert torch.equal(tuner.judge(batch).loss, learning.detach())
+            assert torch.equal(tuner.objective.compute_loss(tuner.model, batch).loss, learning.detach())
 
 
 def test_weights_stay_in_4_bits_when_frozen_ones_are_narrowed(run: Prepared) -> None:
@@ -197,8 +197,8 @@ def test_weights_stay_in_4_bits_when_frozen_ones_are_narrowed(run: Prepared) -> 
     tuner = run.tuner()
     layers = [module for module in tuner.model.modules() if isinstance(module, Linear4bit)]
     assert {layer.weight.dtype for layer in layers} == {torch.uint8}
-    assert {layer.compute_dtype for layer in layers} == {tuner.dtype}
-    assert tuner.model.get_output_embeddings().weight.dtype is tuner.dtype
+    assert {layer.compute_dtype for layer in layers} == {tuner.objective.dtype}
+    assert tuner.model.get_output_embeddings().weight.dtype is tuner.objective.dtype
 
 
 def test_gradient_checkpointing_changes_no_gradient(run: Prepared) -> None:

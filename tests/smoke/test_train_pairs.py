@@ -30,7 +30,7 @@ from finetune_trainer.stages.publish import publish
 from finetune_trainer.training import checkpoints
 from finetune_trainer.training.trainer import FineTuner
 from tolerance import PASS, InDouble, assert_close, doubled
-from training import PAIRS, STEPS, Pair, Prepared, StopAfter, cut, gradient_of, is_core, prepared, some
+from training import PAIRS, STEPS, Pair, Prepared, StopAfter, cut, gradient_of, is_core, loss_of, prepared, some
 
 LATEST = f"step-{STEPS:08d}"
 
@@ -148,15 +148,15 @@ def test_a_record_scores_the_same_alone_and_in_a_padded_batch(finished: Finished
     doubled(tuner.model).eval()
     rows = [[cut(record, length)] for length, (record,) in zip((9, 14, 6), some(finished.trained, 3), strict=True)]
     with torch.no_grad(), InDouble():
-        together = tuner.judge(tuner.collate(rows)).loss.item()
-        alone = sum(tuner.judge(tuner.collate([row])).loss.item() for row in rows)
+        together = loss_of(tuner.objective, tuner.model, rows).item()
+        alone = sum(loss_of(tuner.objective, tuner.model, [row]).item() for row in rows)
     assert_close(together, alone, PASS)
 
 
 def test_generation_with_a_cache_equals_whole_passes(pair: Pair, finished: Finished) -> None:
     """At each step the logits of a pass over all that was said so far."""
     tuner = tuned(finished)
-    writes = tuner.head(tuple(finished.trained.stage().page.labels)).generates
+    writes = tuner.objective.head(tuple(finished.trained.stage().page.labels)).generates
     assert writes == (pair.objective == "sft")
     if not writes:
         return
@@ -267,8 +267,8 @@ def size(parameter: torch.Tensor) -> int:
 def reopened(trained: Prepared, tuner: FineTuner) -> Any:
     """The artifact in the result folder, over the base model as it was while it learnt."""
     page, chosen = trained.stage().page, trained.run.spec.method
-    method, head = METHODS[chosen.kind], tuner.head(tuple(page.labels))
-    base = method.load(Path(page.model_path), head, page.pad_token_id, chosen.options, tuner.dtype)
+    method, head = METHODS[chosen.kind], tuner.objective.head(tuple(page.labels))
+    base = method.load(Path(page.model_path), head, page.pad_token_id, chosen.options, tuner.objective.dtype)
     return method.reopen(base, trained.workspace.result / results.ARTIFACT)
 
 

@@ -24,7 +24,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.artifacts import result as results
 from finetune_trainer.models import loading
 from finetune_trainer.objectives.linear_cross_entropy import linear_cross_entropy
-from finetune_trainer.objectives.sft import SftTrainer
+from finetune_trainer.objectives.sft import Sft
 from finetune_trainer.planning.memory import PlannedModel
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
@@ -33,7 +33,7 @@ from finetune_trainer.runtime.workspace import Workspace
 from finetune_trainer.stages.train import assemble, follow
 from finetune_trainer.training.trainer import FineTuner
 from tolerance import PASS, InDouble, assert_close, doubled
-from training import STEPS, Pair, Prepared, StopAfter, gradient_of, prepared, some, with_learnt
+from training import STEPS, Pair, Prepared, StopAfter, gradient_of, loss_of, prepared, some, with_learnt
 
 LLAMA, GPT2 = Pair("llama", "sft", "lora"), Pair("gpt2", "sft", "full")
 
@@ -73,12 +73,12 @@ def test_loss_through_the_head_equals_plain_cross_entropy(monkeypatch: pytest.Mo
 def test_logits_at_learnt_positions_give_the_loss_of_all_logits(runs: dict[Pair, Prepared], pair: Pair) -> None:
     """A padded batch, judged at selected positions only, has the loss that transformers computes from labels."""
     tuner, rows = evaluating(runs[pair]), runs[pair].stage().rows("train")
-    batch = tuner.collate([rows[0], rows[1], rows[2]])
+    batch = tuner.objective.collate([rows[0], rows[1], rows[2]])
     labels = torch.full_like(batch["input_ids"], -100)
     labels.view(-1)[batch["positions"] + 1] = batch["targets"]
     with torch.no_grad(), InDouble():
         expected = tuner.model(input_ids=batch["input_ids"], labels=labels).loss * batch["items"]
-        assert_close(tuner.judge(batch).loss, expected, PASS)
+        assert_close(tuner.objective.compute_loss(tuner.model, batch).loss, expected, PASS)
 
 
 def test_a_head_that_does_more_than_a_product_is_left_to_the_model(tmp_path: Path) -> None:
@@ -102,13 +102,13 @@ def test_a_head_that_does_more_than_a_product_is_left_to_the_model(tmp_path: Pat
     stage = dataclasses.replace(run.stage(), page=page.model_copy(update={"model_path": str(tmp_path / "model")}))
     tuner = assemble(stage)
     doubled(tuner.model).eval()
-    assert not tuner.plain_head
+    assert not tuner.objective.plain_head
     rows = stage.rows("train")
-    batch = tuner.collate([rows[0], rows[1]])
+    batch = tuner.objective.collate([rows[0], rows[1]])
     with torch.no_grad(), InDouble():
         logits = tuner.model(input_ids=batch["input_ids"]).logits.flatten(0, 1)[batch["positions"]]
         expected = functional.cross_entropy(logits, batch["targets"], reduction="sum")
-        assert_close(tuner.judge(batch).loss, expected, PASS)
+        assert_close(tuner.objective.compute_loss(tuner.model, batch).loss, expected, PASS)
 
 
 # --- device -----------------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_every_attempt_computes_as_it_was_planned(tmp_path: Path, planned: str, 
     stage = prepared(tmp_path, LLAMA, training={"precision": "auto"}).stage()
     plan = stage.page.plan.model_copy(update={"precision": planned})
     stage = dataclasses.replace(stage, page=stage.page.model_copy(update={"plan": plan}))
-    assert assemble(stage).dtype is dtype
+    assert assemble(stage).objective.dtype is dtype
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -145,8 +145,8 @@ def test_packed_records_do_not_see_each_other(runs: dict[Pair, Prepared], pair: 
     tuner = evaluating(runs[pair])
     records = [row[0] for row in some(runs[pair], 5)]
     with torch.no_grad(), InDouble():
-        packed = tuner.judge(tuner.collate([records[:3], records[3:]])).loss.item()
-        alone = sum(tuner.judge(tuner.collate([[record]])).loss.item() for record in records)
+        packed = loss_of(tuner.objective, tuner.model, [records[:3], records[3:]]).item()
+        alone = sum(loss_of(tuner.objective, tuner.model, [[record]]).item() for record in records)
     assert_close(packed, alone, PASS)
 
 
@@ -320,7 +320,7 @@ def test_a_config_that_transformers_trips_over_is_the_models_fault(
     assert planned.value.message.startswith(f"spec.model.uri: {folder}/config.json ")
     assert told in planned.value.message
     with pytest.raises(Failure, match=str(folder)) as loaded:
-        loading.load(folder, SftTrainer.head(()), pad_token_id=0)
+        loading.load(folder, Sft.head(()), pad_token_id=0)
     assert {planned.value.reason, loaded.value.reason} == {Reason.MODEL_INVALID}
     assert "\x1b" not in planned.value.message + loaded.value.message
 
@@ -355,7 +355,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     folder = tiny.llama(tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(Failure, match="a pickle") as refused:
-        loading.load(folder, SftTrainer.head(()), pad_token_id=0)
+        loading.load(folder, Sft.head(()), pad_token_id=0)
     assert refused.value.reason is Reason.MODEL_INVALID
 
 

@@ -42,7 +42,7 @@ def _answer(tuner: Any, tokenizer: Any, prompt: str, limit: int, check: Callable
         temperature=None,
         top_p=None,
         top_k=None,
-        pad_token_id=tuner.pad_token_id,
+        pad_token_id=tuner.objective.pad_token_id,
         use_cache=True,
         stopping_criteria=StoppingCriteriaList([_Interruptible(check)]),
     )

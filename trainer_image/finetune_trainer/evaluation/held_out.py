@@ -58,7 +58,7 @@ def measured(stage: Stage, tuner: FineTuner) -> HeldOut | None:
 
 
 def answered(stage: Stage, tuner: FineTuner) -> list[str]:
-    if not tuner.head(tuple(stage.page.labels)).generates:
+    if not tuner.objective.head(tuple(stage.page.labels)).generates:
         return []
     stage.progress.update(activity="generating")
     return answers(tuner, tokenizer_folder(stage.workspace), stage.spec.evaluation, stage.stop.check)

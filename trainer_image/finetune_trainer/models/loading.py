@@ -17,6 +17,7 @@ import torch
 import transformers
 from safetensors import safe_open
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
@@ -83,6 +84,13 @@ def load(
         )  # fmt: skip
     fresh = set(fresh_modules(model, head)) | {name.rpartition(".")[0] for name in info["missing_keys"]}
     return LoadedModel(model, tuple(sorted(fresh)))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside what several processes wrap around it."""
+    while isinstance(model, DistributedDataParallel):
+        model = model.module
+    return model
 
 
 def blank(folder: Path, head: Head) -> PreTrainedModel:

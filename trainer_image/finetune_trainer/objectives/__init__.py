@@ -1,7 +1,7 @@
-"""Every objective: a transformers.Trainer with a loss, the records that it reads, and what it measures."""
+"""Every objective: the records that it reads, a loss, and what it measures."""
 
-from finetune_trainer.objectives.classification import ClassificationTrainer
-from finetune_trainer.objectives.sft import SftTrainer
-from finetune_trainer.training.trainer import FineTuner
+from finetune_trainer.objectives.classification import Classification
+from finetune_trainer.objectives.objective import Objective
+from finetune_trainer.objectives.sft import Sft
 
-OBJECTIVES: dict[str, type[FineTuner]] = {"sft": SftTrainer, "classification": ClassificationTrainer}
+OBJECTIVES: dict[str, type[Objective]] = {"sft": Sft, "classification": Classification}

@@ -14,15 +14,17 @@ from torch.nn import functional
 from transformers import PretrainedConfig
 
 from finetune_api.status import Metrics
-from finetune_trainer.models.loading import Head
+from finetune_trainer.models.loading import Head, unwrapped
 from finetune_trainer.objectives.linear_cross_entropy import linear_cross_entropy
-from finetune_trainer.training.trainer import Batch, FineTuner, Judgement, padded
+from finetune_trainer.objectives.objective import Batch, LossOutput, Objective, Row, padded
 
 LARGEST_EXPONENT = 60.0
 """A perplexity above e^60 says no more than e^60 does."""
+SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Fields of a config that say that logits are more than what a linear output layer gives."""
 
 
-class SftTrainer(FineTuner):
+class Sft(Objective):
     """One item is one learnt token.
 
     Rows are padded on the right and attention is causal, so no token that counts ever sees padding, and no attention
@@ -30,20 +32,19 @@ class SftTrainer(FineTuner):
     into a block-diagonal mask as long as no cache is in use.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        with self.autocast():
-            self.plain_head = _has_plain_head(self.model)
+    def __init__(self, model: nn.Module, pad_token_id: int, dtype: torch.dtype) -> None:
+        super().__init__(model, pad_token_id, dtype)
+        self.plain_head = self._has_plain_head(model, output_layer(model))
 
     @classmethod
-    def suited(cls, config: PretrainedConfig) -> type[FineTuner]:
-        return EncoderDecoderSftTrainer if config.is_encoder_decoder else cls
+    def suited(cls, config: PretrainedConfig) -> type[Objective]:
+        return EncoderDecoderSft if config.is_encoder_decoder else cls
 
     @classmethod
     def head(cls, labels: tuple[str, ...]) -> Head:
         return Head("AutoModelForCausalLM", peft_task="CAUSAL_LM", generates=True)
 
-    def collate(self, rows: list[list[dict[str, Any]]]) -> Batch:
+    def collate(self, rows: list[Row]) -> Batch:
         ids = [np.concatenate([record["input_ids"] for record in row]) for row in rows]
         masks = [np.concatenate([_without_first(record["loss_mask"]) for record in row]) for row in rows]
         input_ids = padded(ids, self.pad_token_id)
@@ -58,44 +59,61 @@ class SftTrainer(FineTuner):
             batch["position_ids"] = _counting_on(positions, input_ids.shape[1])
         return {**batch, "items": len(learnt), "tokens": sum(len(row) for row in ids)}
 
-    def judge(self, batch: Batch) -> Judgement:
+    def compute_loss(self, model: nn.Module, batch: Batch) -> LossOutput:
         places = {"position_ids": batch["position_ids"]} if "position_ids" in batch else {}
-        return self._judged(batch, batch["input_ids"].shape[1], {"input_ids": batch["input_ids"], **places})
+        inputs = {"input_ids": batch["input_ids"], **places}
+        return LossOutput(self._loss(model, batch, batch["input_ids"].shape[1], inputs))
 
-    def _judged(self, batch: Batch, width: int, inputs: dict[str, torch.Tensor]) -> Judgement:
+    def _loss(self, model: nn.Module, batch: Batch, width: int, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss of `targets` at `positions` of the rows, `width` tokens each, that the output layer is given."""
         selected = _Selection(batch["positions"], width, skip_head=self.plain_head)
-        layer = output_layer(self.model)
+        layer = output_layer(unwrapped(model))
         with selected.at(layer):
-            output = self.model(**inputs, use_cache=False)
-        if self.plain_head:
-            loss = linear_cross_entropy(
-                selected.hidden, layer.weight, getattr(layer, "bias", None), batch["targets"], self.dtype
-            )
-        else:
-            loss = functional.cross_entropy(output.logits.float(), batch["targets"], reduction="sum")
-        return Judgement(loss)
+            output = model(**inputs, use_cache=False)
+        if not self.plain_head:
+            return functional.cross_entropy(output.logits.float(), batch["targets"], reduction="sum")
+        bias = getattr(layer, "bias", None)
+        return linear_cross_entropy(selected.hidden, layer.weight, bias, batch["targets"], self.dtype)
 
-    def metrics(self, loss: float, judgements: list[Judgement]) -> tuple[Metrics, dict[str, Any]]:
+    def _has_plain_head(self, model: Any, layer: nn.Module) -> bool:
+        """Whether logits are exactly what a linear output layer gives: some models scale or squash them afterwards."""
+        if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
+            return False
+        device = layer.weight.device
+        if device.type == "meta":  # there are no logits to compare
+            config = model.config.get_text_config()
+            return not any(getattr(config, name, None) for name in SCALED_LOGITS)
+        was_training = model.training
+        probe = torch.arange(4, device=device).unsqueeze(0)
+        inputs = {"input_ids": probe} | ({"decoder_input_ids": probe} if model.config.is_encoder_decoder else {})
+        selected = _Selection(torch.arange(4, device=device), width=4, skip_head=False)
+        with torch.no_grad(), self.autocast(device):
+            with selected.at(layer):
+                logits = model.eval()(**inputs, use_cache=False).logits
+            expected = layer(selected.hidden)
+        model.train(was_training)
+        return torch.equal(logits, expected)
+
+    def metrics(self, loss: float, outputs: list[LossOutput]) -> tuple[Metrics, dict[str, Any]]:
         return Metrics(loss=loss, perplexity=math.exp(min(loss, LARGEST_EXPONENT))), {}
 
 
-class EncoderDecoderSftTrainer(SftTrainer):
+class EncoderDecoderSft(Sft):
     """The same where one half of the model reads the input and the other writes the answer, token by token.
 
     Both are padded on the right. The encoder looks both ways, so it is told what is padding; the decoder needs no mask,
     as above. It is given the answer shifted by one: its start token, and all but the answer's last token.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.start = self.model.config.decoder_start_token_id
+    def __init__(self, model: nn.Module, pad_token_id: int, dtype: torch.dtype) -> None:
+        super().__init__(model, pad_token_id, dtype)
+        self.start = model.config.decoder_start_token_id
 
     @classmethod
     def head(cls, labels: tuple[str, ...]) -> Head:
         return Head("AutoModelForSeq2SeqLM", peft_task="SEQ_2_SEQ_LM", generates=True)
 
-    def collate(self, rows: list[list[dict[str, Any]]]) -> Batch:
+    def collate(self, rows: list[Row]) -> Batch:
         """Rows hold one record each: encoder-decoders do not pack."""
         records = [record for row in rows for record in row]
         inputs = [record["input_ids"][~record["loss_mask"]] for record in records]
@@ -114,9 +132,9 @@ class EncoderDecoderSftTrainer(SftTrainer):
             "tokens": items + sum(len(row) for row in inputs),
         }
 
-    def judge(self, batch: Batch) -> Judgement:
+    def compute_loss(self, model: nn.Module, batch: Batch) -> LossOutput:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
-        return self._judged(batch, batch["decoder_input_ids"].shape[1], inputs)
+        return LossOutput(self._loss(model, batch, batch["decoder_input_ids"].shape[1], inputs))
 
 
 class _Selection:
@@ -136,30 +154,10 @@ class _Selection:
         return (self.hidden[:0] if self.skip_head else self.hidden,)
 
 
-def output_layer(model: Any) -> nn.Module:
+def output_layer(model: Any) -> Any:
     """The layer that turns hidden states into logits."""
-    layer: nn.Module = (
-        model.get_output_embeddings()
-        if hasattr(model, "get_output_embeddings")
-        else model.base_model.get_output_embeddings()
-    )
-    return layer
-
-
-def _has_plain_head(model: Any) -> bool:
-    """Whether logits are exactly what a linear output layer gives: some models scale or squash them afterwards."""
-    layer = output_layer(model)
-    if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
-        return False
-    was_training = model.training
-    device = layer.weight.device
-    probe = torch.arange(4, device=device).unsqueeze(0)
-    inputs = {"input_ids": probe} | ({"decoder_input_ids": probe} if model.config.is_encoder_decoder else {})
-    selected = _Selection(torch.arange(4, device=device), width=4, skip_head=False)
-    with torch.no_grad(), selected.at(layer):
-        logits = model.eval()(**inputs, use_cache=False).logits
-    model.train(was_training)
-    return torch.equal(logits, layer(selected.hidden))
+    owner = model if hasattr(model, "get_output_embeddings") else model.base_model
+    return owner.get_output_embeddings()
 
 
 def _without_first(mask: np.ndarray) -> np.ndarray:

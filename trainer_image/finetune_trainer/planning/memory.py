@@ -38,8 +38,6 @@ SMALL, BLOCK = 4096, 256
 """Elements below which bitsandbytes keeps moments in fp32, and of a block that shares a scale."""
 EVALUATED = 2
 """Rows of an evaluation batch for each row of a micro-batch."""
-SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Fields of a config that say that logits are more than what a linear output layer gives."""
 
 
 class PlannedModel:
@@ -67,8 +65,9 @@ class PlannedModel:
         self._recomputes = spec.training.gradient_checkpointing
         if self._recomputes:
             model.activation_checkpointing_enable()
+        self._model, self._method = model, method
+        self._objective = OBJECTIVES[spec.objective.kind].suited(model.config)(model, 0, dtype)
         self._stage = Stage(model, dtype, self._on_gpu)
-        self._objective = _objective(spec, model, dtype)
 
     @property
     def least(self) -> int:
@@ -101,8 +100,8 @@ class PlannedModel:
         return self._objective.collate([row] * rows)
 
     def _loss(self, batch: Any) -> torch.Tensor:
-        loss = self._objective.judge(batch).loss
-        penalty = self._objective.method.penalty(self._objective.model)
+        loss = self._objective.compute_loss(self._model, batch).loss
+        penalty = self._method.penalty(self._model)
         return loss if penalty is None else loss + penalty
 
 
@@ -145,18 +144,6 @@ def _record(length: int, answer: int) -> dict[str, Any]:
     """One that is learnt from beginning to end, or an input and its answer."""
     learnt = np.arange(length + answer) >= length if answer else np.ones(length, np.bool_)
     return {"input_ids": np.zeros(length + answer, np.int32), "loss_mask": learnt, "label": 0}
-
-
-def _objective(spec: FineTuneJobSpec, model: Any, dtype: torch.dtype) -> Any:
-    """The objective as far as it collates and judges: a Trainer would ask for data, and for a device."""
-    kind = OBJECTIVES[spec.objective.kind].suited(model.config)
-    objective: Any = kind.__new__(kind)
-    objective.model, objective.dtype, objective.method = model, dtype, METHODS[spec.method.kind]
-    objective.pad_token_id = objective.start = 0
-    config = model.config.get_text_config()
-    objective.plain_head = not any(getattr(config, name, None) for name in SCALED_LOGITS)
-    objective.sees_padding = loading.is_encoder(model.config)
-    return objective
 
 
 def _count(parameters: Iterable[torch.Tensor]) -> int:

@@ -82,10 +82,10 @@ def _without_gpu(run: Run) -> None:
 
 
 def assemble(stage: Stage) -> FineTuner:
-    """The model with its method applied, inside its objective's trainer."""
+    """The model with its method applied, in the trainer, with its objective."""
     config = loading.config_of(Path(stage.page.model_path))
-    objective, method = OBJECTIVES[stage.spec.objective.kind].suited(config), METHODS[stage.spec.method.kind]
-    head = objective.head(tuple(stage.page.labels))
+    kind, method = OBJECTIVES[stage.spec.objective.kind].suited(config), METHODS[stage.spec.method.kind]
+    head = kind.head(tuple(stage.page.labels))
     options = stage.spec.method.options
     on = device.device()
     dtype, basis = device.arithmetic(stage.page.plan.precision or stage.spec.training.precision, on)
@@ -103,7 +103,8 @@ def assemble(stage: Stage) -> FineTuner:
     log.info("%s on %s, %s%s", type(base.model).__name__, on.type, str(dtype).removeprefix("torch."), why)
     arguments = training_arguments(stage, on)
     rates = method.parameter_rates(model, options, arguments.learning_rate)
-    tuner = objective(model, arguments, rows, stage.page.pad_token_id, dtype, method, rates)
+    objective = kind(model, stage.page.pad_token_id, dtype)
+    tuner = FineTuner(model, arguments, rows, objective, method, rates)
     stage.stop.check()
     return tuner
 
@@ -168,7 +169,7 @@ def _result(
         details={"base": base.held_out.details if base.held_out else {}, "tuned": tuned.details if tuned else {}},
         kind=METHODS[stage.spec.method.kind].artifact,
         loader=METHODS[stage.spec.method.kind].loader,
-        auto_class=course.tuner.head(()).auto_class,
+        auto_class=course.tuner.objective.head(()).auto_class,
         quantization={k: v for k, v in quantized.to_diff_dict().items() if k[0] != "_"} if quantized else None,
         versions={name: version(name) for name in LIBRARIES},
     )

@@ -1,12 +1,11 @@
 """The one training path: a transformers.Trainer whose batches, precision, bookkeeping and resume are ours.
 
-Every objective is a subclass. What is decided here holds for all of them: records of similar length share a
-micro-batch, the loss of an optimizer step is the mean over all that its micro-batches learn, a loss that is not finite
-ends the run, and a resumed run goes on bit for bit. It knows no objective and no method by name.
+What is decided here holds for every objective: records of similar length share a micro-batch, the loss of an optimizer
+step is the mean over all that its micro-batches learn, a loss that is not finite ends the run, and a resumed run goes
+on bit for bit. It knows no objective and no method by name.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,28 +17,14 @@ from torch.utils.data import DataLoader
 from finetune_api.reasons import Reason
 from finetune_api.status import Metrics
 from finetune_trainer.methods.method import TuningMethod
-from finetune_trainer.models.loading import Head
+from finetune_trainer.objectives.objective import Batch, Objective
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.training import checkpoints
 from finetune_trainer.training.batching import EpochBatches, EpochLoader, Rows, by_length
 
-Batch = dict[str, Any]
-"""What a collator makes of records: tensors for the model, and the plain numbers `tokens` and `items`."""
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What one batch says about the model."""
-
-    loss: torch.Tensor
-    """Sum of the cross-entropy over the batch's items."""
-    predicted: torch.Tensor | None = None
-    """Class of each record, where the objective has classes."""
-    expected: torch.Tensor | None = None
-
 
 class FineTuner(transformers.Trainer):
-    """Trains on `rows`; `collate` turns a list of rows into a Batch."""
+    """Trains a model for `objective` on `rows`."""
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the items of the whole step
 
@@ -48,8 +33,7 @@ class FineTuner(transformers.Trainer):
         model: nn.Module,
         args: transformers.TrainingArguments,
         rows: Rows,
-        pad_token_id: int,
-        dtype: torch.dtype,
+        objective: Objective,
         method: TuningMethod,
         rates: dict[str, float],
     ) -> None:
@@ -57,45 +41,18 @@ class FineTuner(transformers.Trainer):
         self.use_cache = model.config.use_cache if hasattr(model.config, "use_cache") else None
         super().__init__(model=model, args=args, train_dataset=rows)
         self.remove_callback(transformers.PrinterCallback)
-        self.pad_token_id, self.dtype = pad_token_id, dtype
-        self.method, self.rates = method, rates
+        self.objective, self.method, self.rates = objective, method, rates
         self.step_losses = torch.zeros((), device=args.device)
         self.tokens = 0
         self.resumed_from: checkpoints.Checkpoint | None = None
 
-    # What an objective says.
-
-    @classmethod
-    def suited(cls, config: transformers.PretrainedConfig) -> "type[FineTuner]":
-        """The objective for models of this kind: this class, or one of its own."""
-        return cls
-
-    @classmethod
-    def head(cls, labels: tuple[str, ...]) -> Head:
-        """What it asks of the base model."""
-        raise NotImplementedError
-
-    def collate(self, rows: list[list[dict[str, Any]]]) -> Batch:
-        """A batch of rows; `items` counts what is learnt, `tokens` what is read."""
-        raise NotImplementedError
-
-    def judge(self, batch: Batch) -> Judgement:
-        """The loss of a batch, with gradients where they are on."""
-        raise NotImplementedError
-
-    def metrics(self, loss: float, judgements: list[Judgement]) -> tuple[Metrics, dict[str, Any]]:
-        """Held-out metrics, given the mean loss over all items, and the details that are too large for a status."""
-        raise NotImplementedError
-
-    # What holds for all objectives.
-
     def get_train_dataloader(self) -> DataLoader[Any]:
         rows: Any = self.train_dataset
         batches = EpochBatches(rows.lengths, self.args.per_device_train_batch_size, self.args.seed)
-        return EpochLoader(rows, batch_sampler=batches, collate_fn=self.collate, generator=torch.Generator())
+        return EpochLoader(rows, batch_sampler=batches, collate_fn=self.objective.collate, generator=torch.Generator())
 
     def autocast(self) -> Any:
-        return torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+        return self.objective.autocast(self.args.device)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         self.tokens += inputs["tokens"]
@@ -105,7 +62,7 @@ class FineTuner(transformers.Trainer):
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         with self.autocast():
-            loss = self.judge(inputs).loss / num_items_in_batch
+            loss = self.objective.compute_loss(model, inputs).loss / num_items_in_batch
         self.step_losses += loss.detach()
         penalty = self.method.penalty(model)
         return loss if penalty is None else loss + penalty / self.args.gradient_accumulation_steps
@@ -163,21 +120,21 @@ class FineTuner(transformers.Trainer):
         It draws no random number and leaves no gradient: training goes on as if it had not been.
         """
         self.model.eval()
-        judgements, items = [], 0
+        outputs, items = [], 0
         with torch.no_grad(), self.autocast():
             for batch in self._evaluation_batches(rows):
                 check()
                 items += batch["items"]
-                judgements.append(self.judge(self._prepare_inputs(batch)))
+                outputs.append(self.objective.compute_loss(self.model, self._prepare_inputs(batch)))
         self.model.train()
-        loss = float(sum(judgement.loss for judgement in judgements)) / max(items, 1)
+        loss = float(sum(output.loss for output in outputs)) / max(items, 1)
         if not np.isfinite(loss):
             raise Failure(Reason.DIVERGED, f"the loss on held-out data is {loss} at step {self.state.global_step}")
-        return self.metrics(loss, judgements)
+        return self.objective.metrics(loss, outputs)
 
     def _evaluation_batches(self, rows: Rows) -> Iterable[Batch]:
         size = self.args.per_device_eval_batch_size
-        return (self.collate([rows[index] for index in batch]) for batch in by_length(rows.lengths, size))
+        return (self.objective.collate([rows[index] for index in batch]) for batch in by_length(rows.lengths, size))
 
     # Resume: what transformers.Trainer asks for at the points where it would read its own checkpoints.
 
@@ -195,11 +152,3 @@ class FineTuner(transformers.Trainer):
     def _resumed(self) -> "checkpoints.Checkpoint":
         assert self.resumed_from is not None
         return self.resumed_from
-
-
-def padded(rows: list[np.ndarray], fill: int) -> torch.Tensor:
-    """int64 [rows, longest], filled up on the right."""
-    block = np.full((len(rows), max(len(row) for row in rows)), fill, dtype=np.int64)
-    for line, row in zip(block, rows, strict=True):
-        line[: len(row)] = row
-    return torch.from_numpy(block)
