@@ -260,7 +260,7 @@ def reopened(run_file: str) -> int:
     assert result is not None
     assert result.evaluation.tuned is not None
     metrics, _ = tuner.assess(rows, lambda: None)
-    print(json.dumps({"difference": abs(metrics.loss - result.evaluation.tuned.loss)}))
+    print(json.dumps({"difference": abs(metrics["loss"] - result.evaluation.tuned["loss"])}))
     return 0
 
 

@@ -4,10 +4,11 @@ Every field is optional, so that an old object always parses; what a newer opera
 """
 
 from collections.abc import Mapping
+from enum import StrEnum
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from finetune_api.schema import Model, model_of
 
@@ -227,17 +228,26 @@ class Limits(Model):
     """spec.restarts, as far as it was acted upon."""
 
 
-class Metrics(Model):
-    """Held-out metrics of one model."""
+class Metric(StrEnum):
+    """The held-out metrics of this release, as they stand in the status. Another release may have more."""
 
-    loss: float | None = None
+    LOSS = "loss"
     """Mean cross-entropy: per learnt token (sft), per record (classification)."""
-    perplexity: float | None = None
+    PERPLEXITY = "perplexity"
     """exp(loss), sft."""
-    accuracy: float | None = None
+    ACCURACY = "accuracy"
     """Share of records classified right."""
-    macro_f1: float | None = Field(default=None, alias="macroF1")
+    MACRO_F1 = "macroF1"
     """Mean over the classes of their F1."""
+
+
+def _measured(stored: Any) -> Any:
+    """Results of earlier releases name what was not measured too."""
+    return {name: one for name, one in stored.items() if one is not None} if isinstance(stored, dict) else stored
+
+
+Metrics = Annotated[dict[Word, float], Field(max_length=32), BeforeValidator(_measured)]
+"""Held-out metrics of one model, by name."""
 
 
 class Sample(Model):
@@ -257,9 +267,11 @@ class EvaluationResult(Model):
     split: Word | None = None
     """`test`, or `validation` where there is no test split."""
     base: Metrics | None = None
-    """The base model. For classification its head is untrained: the score of chance."""
+    """Of the base model, as of the tuned one. For classification its head is untrained: the score of chance."""
     tuned: Metrics | None = None
-    """The tuned model."""
+    """Of the tuned model: `loss`, the mean cross-entropy per learnt token (sft) or per record (classification);
+    `perplexity`, exp(loss) (sft); `accuracy`, the share of records classified right, and `macroF1`, the mean of the
+    classes' F1 (classification)."""
     best_step: int | None = None
     """Step of the checkpoint that was kept."""
     samples: Annotated[list[Sample], Field(max_length=8)] = []

@@ -3,24 +3,24 @@
 Pure: from the types of the contract to what rich can print. It knows neither cluster nor process.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from finetune_api.reasons import NEXT_STEP, Reason
-from finetune_api.status import Artifact, Data, EvaluationResult, Metrics, Plan, Sample
+from finetune_api.status import Artifact, Data, EvaluationResult, Metric, Plan, Sample
 from finetune_cli import figures
 from finetune_cli.terminal import plain, plain_lines
 
-ROWS = (
-    ("loss", "loss", figures.loss),
-    ("perplexity", "perplexity", figures.loss),
-    ("accuracy", "accuracy", figures.share),
-    ("macro_f1", "macro-F1", figures.share),
-)
-"""Metric → its name for people and how it is written."""
+ROWS: Mapping[str, tuple[str, Callable[[float | None], str]]] = {
+    Metric.LOSS: ("loss", figures.loss),
+    Metric.PERPLEXITY: ("perplexity", figures.loss),
+    Metric.ACCURACY: ("accuracy", figures.share),
+    Metric.MACRO_F1: ("macro-F1", figures.share),
+}
+"""Metric → its name for people and how it is written. Those of another release follow under their own names."""
 ANSWER_LIMIT = 300
 """Characters of an answer that are shown; the model card has all of it."""
 
@@ -31,11 +31,11 @@ def results(evaluation: EvaluationResult) -> Table:
     table.add_column(plain(f"held-out ({evaluation.split or 'test'})"))
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
-    base, tuned = evaluation.base or Metrics(), evaluation.tuned or Metrics()
-    for field, name, written in ROWS:
-        before, after = getattr(base, field), getattr(tuned, field)
-        if before is not None or after is not None:
-            table.add_row(name, written(before), written(after))
+    base, tuned = evaluation.base or {}, evaluation.tuned or {}
+    for metric in dict.fromkeys((*ROWS, *sorted({*base, *tuned}))):
+        name, written = ROWS.get(metric, (metric, figures.loss))
+        if metric in base or metric in tuned:
+            table.add_row(plain(name), written(base.get(metric)), written(tuned.get(metric)))
     return table
 
 

@@ -307,10 +307,11 @@ def _prepared_message(reached: Milestones) -> str:
 
 def _evaluated_message(reached: Milestones) -> str:
     result = reached.evaluation
-    if result is None or result.tuned is None or result.tuned.loss is None:
+    loss = (result.tuned or {}).get(api.Metric.LOSS) if result is not None else None
+    if result is None or loss is None:
         return "training has ended; there is no held-out result"
-    before = f"{result.base.loss:.4g} → " if result.base is not None and result.base.loss is not None else ""
-    return f"loss on the {result.split} split: {before}{result.tuned.loss:.4g}"
+    before = (result.base or {}).get(api.Metric.LOSS)
+    return f"loss on the {result.split} split: {f'{before:.4g} → ' if before is not None else ''}{loss:.4g}"
 
 
 def with_next_step(reason: Reason, message: str) -> str:

@@ -336,7 +336,7 @@ def test_a_classifier_brings_its_head_or_trains_one(adapters: list[Published], t
     failure = counted(started(tmp_path / "headless", adapters[0], pair=language))
     assert failure.message.startswith("spec.training.maxSteps: 0: the adapter brings no score")
     evaluation = started(tmp_path / "trained", adapters[0], pair=language, steps=STEPS).train().evaluation
-    assert evaluation.tuned.loss < evaluation.base.loss
+    assert evaluation.tuned["loss"] < evaluation.base["loss"]
 
 
 def test_a_dora_adapter_goes_on_alone(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_transposed_layers_compose_too(tmp_path: Path) -> None:
     pair = Pair("gpt2", "sft", "lora")
     source = published(prepared(tmp_path / "source", pair, method={"lora": {"rank": 2}}))
     composed = published(started(tmp_path / "composed", source, source, weights=(0.75, 0.25), pair=pair))
-    assert_close(composed.evaluation.tuned.loss, source.evaluation.tuned.loss, PASS, computed_in=torch.float32)
+    assert_close(composed.evaluation.tuned["loss"], source.evaluation.tuned["loss"], PASS, computed_in=torch.float32)
 
 
 @pytest.mark.slow

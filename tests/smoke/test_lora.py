@@ -59,8 +59,8 @@ def reloaded_loss(run: Prepared) -> float:
 def test_plain_peft_loads_what_every_variant_publishes(tmp_path: Path, options: dict[str, Any]) -> None:
     """It learnt, and the published adapter over the base as it came scores what the report says."""
     run, evaluation = trained(tmp_path, **options)
-    assert evaluation.tuned.loss < evaluation.base.loss
-    assert_close(reloaded_loss(run), evaluation.tuned.loss, PASS, computed_in=torch.float32)
+    assert evaluation.tuned["loss"] < evaluation.base["loss"]
+    assert_close(reloaded_loss(run), evaluation.tuned["loss"], PASS, computed_in=torch.float32)
 
 
 def test_pissa_changes_nothing_at_first(base: LoadedModel) -> None:

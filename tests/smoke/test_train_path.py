@@ -155,7 +155,7 @@ def test_a_packed_run_trains_and_evaluates_unpacked(tmp_path: Path) -> None:
     run = prepared(tmp_path, LLAMA, dataset={"packing": "always"}, training={"maxLength": 64, "maxSteps": 4})
     rows = run.stage().rows("train")
     assert any(len(rows[index]) > 1 for index in range(len(rows)))
-    assert run.train().evaluation.tuned.loss < run.train().evaluation.base.loss
+    assert run.train().evaluation.tuned["loss"] < run.train().evaluation.base["loss"]
 
 
 def test_accumulated_micro_batches_weigh_tokens_not_batches(runs: dict[Pair, Prepared], tmp_path: Path) -> None:

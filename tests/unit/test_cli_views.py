@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 
 from finetune_api.events import ProgressReport
 from finetune_api.reasons import NEXT_STEP, Reason
-from finetune_api.status import Artifact, Data, EvaluationResult, Metrics, Plan, Sample
+from finetune_api.status import Artifact, Data, EvaluationResult, Plan, Sample
 from finetune_cli import figures, listing, summary
 from finetune_cli.live import Bar, Lines, Pace, description, display
 from finetune_cli.report import description as described
@@ -126,15 +126,15 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_results_show_before_and_after() -> None:
-    """Only metrics that were measured have a row."""
-    shown = text(
-        summary.results(EvaluationResult(base=Metrics(loss=2.5, accuracy=0.25), tuned=Metrics(loss=1.25, accuracy=0.9)))
-    )
+    """Only metrics that were measured have a row; those that another release measures have one too."""
+    base, tuned = {"loss": 2.5, "accuracy": 0.25}, {"bleu": 31.25, "accuracy": 0.9, "loss": 1.25}
+    shown = text(summary.results(EvaluationResult(base=base, tuned=tuned)))
 
     assert [line.split() for line in shown.splitlines()] == [
         ["held-out", "(test)", "before", "after"],
         ["loss", "2.5", "1.25"],
         ["accuracy", "25.0", "%", "90.0", "%"],
+        ["bleu", "–", "31.25"],
     ]
 
 

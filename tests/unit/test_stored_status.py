@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune_api.crd import field_docstrings
 from finetune_api.reasons import ConditionType
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import EvaluationResult, FineTuneJobStatus, Metric
 from finetune_operator.status import condition, is_finished
 
 WHEN = "2026-01-01T00:00:00Z"
@@ -63,3 +64,23 @@ def test_an_item_that_is_left_out_on_purpose_stays_out() -> None:
     read = FineTuneJobStatus.read(stored)
     back = read.model_copy(update={"conditions": read.conditions[1:]})
     assert [one["type"] for one in back.over(stored)["conditions"]] == ["Prepared"]
+
+
+def test_metrics_that_are_not_known_are_read_and_stay() -> None:
+    stored = {"evaluation": {"split": "test", "tuned": {"loss": 1.5, "bleu": 31.0}}}
+    read = FineTuneJobStatus.read(stored)
+    assert read.evaluation is not None
+    assert read.evaluation.tuned == {"loss": 1.5, "bleu": 31.0}
+    assert read.over(stored)["evaluation"]["tuned"] == stored["evaluation"]["tuned"]
+
+
+def test_metrics_that_were_not_measured_may_be_named() -> None:
+    """As results on the workspaces of earlier releases do."""
+    read = EvaluationResult.model_validate_json('{"split": "test", "tuned": {"loss": 1.5, "perplexity": null}}')
+    assert read.tuned == {Metric.LOSS: 1.5}
+
+
+def test_every_metric_is_explained() -> None:
+    """Of a map `kubectl explain` shows no names but those in its own description."""
+    about = field_docstrings(EvaluationResult)["tuned"]
+    assert [metric for metric in Metric if f"`{metric}`" not in about] == []

@@ -63,7 +63,7 @@ def metrics(result: Result) -> dict[str, Any]:
     }
     speed = {"tokensPerSecond": round(state.tokens / state.seconds, 1)} if state.seconds > 0 else {}
     models = {
-        name: {**scores.to_wire(), **result.details.get(name, {})}
+        name: {**scores, **result.details.get(name, {})}
         for name, scores in (("base", evaluation.base), ("tuned", evaluation.tuned))
         if scores is not None
     }

@@ -6,7 +6,7 @@ It says what was recorded. It measures nothing and opens no file.
 import json
 
 from finetune_api.run import Run
-from finetune_api.status import Metrics, Sample
+from finetune_api.status import Metric, Sample
 from finetune_api.text import printable_lines
 from finetune_trainer.artifacts.result import Result, base_name
 from finetune_trainer.data.prepared import Prepared
@@ -17,7 +17,12 @@ OPENING = {
     "finetune_trainer": ("from finetune_trainer.adapters import load_adapter", 'load_adapter(base, ".")'),
 }
 """What opens an adapter: its import, and its call."""
-METRICS = {"loss": "Loss", "perplexity": "Perplexity", "accuracy": "Accuracy", "macro_f1": "Macro-F1"}
+METRICS = {
+    Metric.LOSS: "Loss",
+    Metric.PERPLEXITY: "Perplexity",
+    Metric.ACCURACY: "Accuracy",
+    Metric.MACRO_F1: "Macro-F1",
+}
 
 
 def model_card(run: Run, page: Prepared, result: Result) -> str:
@@ -71,9 +76,9 @@ def _metrics(result: Result) -> str:
     if evaluation.base is None or evaluation.tuned is None:
         return "No data was held out.\n"
     rows = [
-        f"| {title} | {_figure(evaluation.base, field)} | {_figure(evaluation.tuned, field)} |"
-        for field, title in METRICS.items()
-        if getattr(evaluation.tuned, field) is not None
+        f"| {title} | {_figure(evaluation.base.get(metric))} | {_figure(evaluation.tuned[metric])} |"
+        for metric, title in METRICS.items()
+        if metric in evaluation.tuned
     ]
     lines = [
         f"On the {evaluation.split} split, which training never saw"
@@ -82,8 +87,7 @@ def _metrics(result: Result) -> str:
     return "\n".join([*lines, "", "| | base model | this model |", "|---|---|---|", *rows]) + "\n"
 
 
-def _figure(metrics: Metrics, field: str) -> str:
-    value = getattr(metrics, field)
+def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 

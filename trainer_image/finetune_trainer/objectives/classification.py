@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from finetune_api.status import Metrics
+from finetune_api.status import Metric
 from finetune_trainer.models.loading import Head, fresh_modules, is_encoder, unwrapped
 from finetune_trainer.objectives.objective import Batch, LossOutput, Objective, Row, padded
 
@@ -66,13 +66,14 @@ class Classification(Objective):
         layer: nn.Module = inner.get_submodule(fresh_modules(inner, self.head(()))[-1])
         return layer
 
-    def metrics(self, loss: float, outputs: list[LossOutput]) -> tuple[Metrics, dict[str, Any]]:
+    def metrics(self, loss: float, outputs: list[LossOutput]) -> tuple[dict[Metric, float], dict[str, Any]]:
         matrix = np.zeros((len(self.labels), len(self.labels)), dtype=np.int64)
         for output in outputs:
             assert output.expected is not None
             assert output.predicted is not None
             np.add.at(matrix, (output.expected.cpu().numpy(), output.predicted.cpu().numpy()), 1)
-        scores = Metrics(loss=loss, accuracy=float(matrix.trace() / matrix.sum()), macro_f1=macro_f1(matrix))
+        accuracy = float(matrix.trace() / matrix.sum())
+        scores = {Metric.LOSS: loss, Metric.ACCURACY: accuracy, Metric.MACRO_F1: macro_f1(matrix)}
         return scores, {"labels": self.labels, "confusionMatrix": matrix.tolist()}
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from finetune_api.status import Metrics
+from finetune_api.status import Metric
 from finetune_trainer.models.loading import Head
 
 Row = list[dict[str, Any]]
@@ -59,7 +59,7 @@ class Objective:
         """The loss of a batch by `model`, under the caller's autocast."""
         raise NotImplementedError
 
-    def metrics(self, loss: float, outputs: list[LossOutput]) -> tuple[Metrics, dict[str, Any]]:
+    def metrics(self, loss: float, outputs: list[LossOutput]) -> tuple[dict[Metric, float], dict[str, Any]]:
         """Held-out metrics, given the mean loss over all items, and the details that are too large for a status."""
         raise NotImplementedError
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PretrainedConfig
 
-from finetune_api.status import Metrics
+from finetune_api.status import Metric
 from finetune_trainer.models.loading import Head, unwrapped
 from finetune_trainer.objectives.linear_cross_entropy import linear_cross_entropy
 from finetune_trainer.objectives.objective import Batch, LossOutput, Objective, Row, padded
@@ -94,8 +94,8 @@ class Sft(Objective):
         model.train(was_training)
         return torch.equal(logits, expected)
 
-    def metrics(self, loss: float, outputs: list[LossOutput]) -> tuple[Metrics, dict[str, Any]]:
-        return Metrics(loss=loss, perplexity=math.exp(min(loss, LARGEST_EXPONENT))), {}
+    def metrics(self, loss: float, outputs: list[LossOutput]) -> tuple[dict[Metric, float], dict[str, Any]]:
+        return {Metric.LOSS: loss, Metric.PERPLEXITY: math.exp(min(loss, LARGEST_EXPONENT))}, {}
 
 
 class EncoderDecoderSft(Sft):

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune_api.status import Metric
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.stop import StopRequest
 from finetune_trainer.training.batching import Rows
@@ -142,17 +143,17 @@ class Course(TrainerCallback):
             metrics, _ = self.tuner.assess(self.validation, self._check)
         except _Interrupted:
             return  # the step is checkpointed; the next attempt evaluates it
-        assert metrics.loss is not None
-        self._record(Event(step=self.state.step, epoch=self._epoch(), eval_loss=metrics.loss))
-        self._judge(metrics.loss, can_be_kept=self.tuner.method.can_be_kept(self.tuner.model, self.state.step))
+        loss = metrics[Metric.LOSS]
+        self._record(Event(step=self.state.step, epoch=self._epoch(), eval_loss=loss))
+        self._judge(loss, can_be_kept=self.tuner.method.can_be_kept(self.tuner.model, self.state.step))
         log.info(
             "step %d/%d  validation loss %.4f%s",
             self.state.step,
             self.table.total_steps,
-            metrics.loss,
+            loss,
             "  (best)" if self.state.stale == 0 else "",
         )
-        self.progress.update(activity="training", eval_loss=metrics.loss)
+        self.progress.update(activity="training", eval_loss=loss)
         self._restart_clock()
 
     def _judge(self, loss: float, can_be_kept: bool) -> None:

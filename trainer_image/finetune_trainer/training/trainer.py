@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from finetune_api.reasons import Reason
-from finetune_api.status import Metrics
+from finetune_api.status import Metric
 from finetune_trainer.methods.method import TuningMethod
 from finetune_trainer.objectives.objective import Batch, Objective
 from finetune_trainer.runtime.failures import Failure
@@ -114,7 +114,7 @@ class FineTuner(transformers.Trainer):
         self.step_losses.zero_()
         return total
 
-    def assess(self, rows: Rows, check: Callable[[], None]) -> tuple[Metrics, dict[str, Any]]:
+    def assess(self, rows: Rows, check: Callable[[], None]) -> tuple[dict[Metric, float], dict[str, Any]]:
         """Metrics of the model as it is on `rows`. `check` is called between batches and may raise.
 
         It draws no random number and leaves no gradient: training goes on as if it had not been.
