@@ -179,7 +179,7 @@ def test_training_goes_on_where_the_adapter_ended(adapters: list[Published], tmp
     stage = run.stage()
     checkpoints.restore_weights(checkpoints.Store(stage.workspace.checkpoints, stage.identity, 2).latest(), tuner)
     after, _ = tuner.assess(rows, lambda: None)
-    assert after.loss < before.loss
+    assert after["loss"] < before["loss"]
     assert evaluation.base == adapters[0].evaluation.base
 
 

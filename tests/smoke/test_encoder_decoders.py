@@ -354,7 +354,7 @@ def test_what_merges_into_a_decoder_merges_into_both_halves(name: str, kind: str
     tuner.model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "output/merged")
     metrics, _ = tuner.assess(run.stage().rows("test"), lambda: None)
     reported = results.read(run.workspace.result).evaluation.tuned["loss"]
-    assert_close(metrics.loss, reported, PASS, computed_in=torch.float32)
+    assert_close(metrics["loss"], reported, PASS, computed_in=torch.float32)
 
 
 @pytest.fixture

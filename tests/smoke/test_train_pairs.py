@@ -73,7 +73,7 @@ def test_training_lowers_the_loss(finished: Finished) -> None:
     before, _ = finished.trained.tuner().assess(rows, lambda: None)
     tuner = tuned(finished)
     after, _ = tuner.assess(rows, lambda: None)
-    assert after.loss < before.loss
+    assert after["loss"] < before["loss"]
     judged = {
         event.step: event.eval_loss
         for event in history
@@ -95,7 +95,7 @@ def test_the_artifact_is_the_model_that_was_measured(finished: Finished) -> None
     metrics, _ = tuner.assess(trained.stage().rows("test"), lambda: None)
     reported = finished.evaluation.tuned
     if trained.run.spec.method.ada_lora:  # ranks that were pruned are not in the file: sums of fewer terms
-        assert_close(metrics.loss, reported.loss, PASS, computed_in=torch.float32)
+        assert_close(metrics["loss"], reported["loss"], PASS, computed_in=torch.float32)
     else:
         assert metrics == reported
 
