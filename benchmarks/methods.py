@@ -27,8 +27,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_api.methods import Method, methods_that
+from finetune_api.methods import Method
 from finetune_api.run import Run
+from finetune_api.schema import members_that
 
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURE, FIGURES = ROOT / "docs/methods.md", ROOT / "docs/methods.svg", ROOT / "docs/methods.json"
@@ -158,7 +159,7 @@ def run_of(name: str, options: argparse.Namespace, folder: Path) -> Run:
             "precision": options.precision,
         },
         "resources": {"gpus": 0},
-        "output": {"uri": f"file://{folder}/out", "merge": name in methods_that("is_mergeable")},
+        "output": {"uri": f"file://{folder}/out", "merge": name in members_that(Method, "is_mergeable")},
     }
     run = Run.model_validate(
         {"name": name.lower(), "uid": "benchmark", "workspace": f"{folder}/workspace", "spec": spec}

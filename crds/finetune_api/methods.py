@@ -5,7 +5,7 @@ What a method needs of the model's architecture only `prepare` can see; what opt
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -38,6 +38,9 @@ class MethodOptions(Model):
     """Whether an ordinary LoRA adapter comes out, which inference servers take as it is."""
     takes_packed_rows: ClassVar[bool] = True
     """Whether several records may share a row: virtual tokens stand in front of a row, not of each record."""
+    publishes_whole_model: ClassVar[bool] = False
+    """Whether what is published is a model, and no adapter of one."""
+    needs_bitsandbytes: ClassVar[bool] = False
     takes_gradient_checkpointing: ClassVar[bool] = True
     """Whether layers may be computed twice: that is done without a cache, and a cache can hold what is learnt."""
 
@@ -173,6 +176,7 @@ class QLora(MethodOptions):
     """LoRA beside weights that are held in 4 bits (Dettmers et al. 2023, arXiv:2305.14314)."""
 
     default_learning_rate: ClassVar = 2e-4
+    needs_bitsandbytes: ClassVar = True
     is_plain_lora: ClassVar = True
     rules: ClassVar = (_EVERY_OR_NAMED,)
 
@@ -365,6 +369,12 @@ class Full(MethodOptions):
     """All parameters move."""
 
     default_learning_rate: ClassVar = 2e-5
+    publishes_whole_model: ClassVar = True
+
+
+START_FROM = "spec.method.lora.startFrom"
+MEMORY_SAVERS = ("lora", "qlora")
+"""Methods to advise where another does not fit, the one that changes least first."""
 
 
 class Method(Model):
@@ -407,9 +417,14 @@ class Method(Model):
         options = self.options.model_copy(update={"start_from": start})
         return self.model_copy(update={self._member: options})
 
+    @property
+    def start_from(self) -> StartFrom | None:
+        """What training starts from, where that is not nothing; its field is START_FROM."""
+        return self.lora.start_from if self.lora else None
+
     def with_artifacts(self, artifacts: Mapping[str, str]) -> "Method":
         """The same method with `job://name` replaced by the URI that `artifacts` has for the name."""
-        start = self.lora.start_from if self.lora else None
+        start = self.start_from
         if start is None:
             return self
         return self.starting_from(start.model_copy(update={"adapters": [_found(a, artifacts) for a in start.adapters]}))
@@ -425,10 +440,3 @@ def _found(adapter: AdapterSource, artifacts: Mapping[str, str]) -> AdapterSourc
     return (
         adapter.model_copy(update={"uri": artifacts.get(place.name, adapter.uri)}) if place.scheme == "job" else adapter
     )
-
-
-def methods_that(trait: str) -> list[str]:
-    """Wire names of the methods whose options have the class attribute `trait` set."""
-    members = {str(field.alias): field.annotation for field in Method.model_fields.values()}
-    kinds = {name: next(kind for kind in get_args(union) if kind is not type(None)) for name, union in members.items()}
-    return [name for name, kind in kinds.items() if getattr(kind, trait)]

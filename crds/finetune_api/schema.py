@@ -152,5 +152,11 @@ def model_of(annotation: Any) -> type[Model] | None:
     return found[0] if found else None
 
 
+def members_that(union: type[Model], trait: str) -> list[str]:
+    """Wire names of those members of a union whose type has the class attribute `trait` set."""
+    members = {str(field.alias): model_of(field.annotation) for field in union.model_fields.values()}
+    return [name for name, member in members.items() if getattr(member, trait)]
+
+
 KeyName = Annotated[str, Field(pattern=r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$", max_length=253)]
 """Of a Secret or a ConfigMap."""

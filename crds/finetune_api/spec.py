@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from finetune_api import labels
 from finetune_api.frozen import frozen
-from finetune_api.methods import Lora, Method, methods_that
+from finetune_api.methods import Lora, Method
 from finetune_api.pods import NodeLabels, PodTemplate, Toleration
 from finetune_api.schema import (
     DnsLabel,
@@ -23,6 +23,7 @@ from finetune_api.schema import (
     at_most_one_of,
     broken_rules,
     exactly_one_of,
+    members_that,
     or_auto,
 )
 from finetune_api.sources import REVISION_OF_THE_HUB, Auth, not_a_local_file, plain_path, stays_inside
@@ -119,7 +120,24 @@ class Dataset(Model):
     document boundaries (CUDA) and groups by length elsewhere."""
 
 
-class Sft(Model):
+class ObjectiveOptions(Model):
+    """What every objective has."""
+
+    takes_packed_rows: ClassVar[bool] = False
+    """Whether several records may share a row."""
+
+    @property
+    def carries_loss_everywhere(self) -> bool:
+        """Whether the tokens of an input carry loss too, not only those of the answer."""
+        return False
+
+    @property
+    def declared_labels(self) -> list[str] | None:
+        """The classes; None where there are none, or where the data will tell."""
+        return None
+
+
+class Sft(ObjectiveOptions):
     """Supervised fine-tuning: next-token cross-entropy on answers (chat, prompt/completion) or on plain text. An
     encoder-decoder reads the prompt and learns the completion, or the last answer of a chat; it takes no plain text."""
 
@@ -127,8 +145,14 @@ class Sft(Model):
     """`completion`: only the assistant's tokens carry loss; `all`: every token. Plain text has no prompt: all its
     tokens count."""
 
+    takes_packed_rows: ClassVar = True
 
-class Classification(Model):
+    @property
+    def carries_loss_everywhere(self) -> bool:
+        return self.loss_on == "all"
+
+
+class Classification(ObjectiveOptions):
     """Single-label text classification with a linear head on the model."""
 
     labels: (
@@ -136,6 +160,10 @@ class Classification(Model):
         | None
     ) = None
     """The classes in the order of their ids. Default: those found in the training data, sorted."""
+
+    @property
+    def declared_labels(self) -> list[str] | None:
+        return self.labels
 
 
 class Objective(Model):
@@ -150,6 +178,12 @@ class Objective(Model):
     def kind(self) -> str:
         """The name of the member that is set."""
         return _only_member(self)
+
+    @property
+    def options(self) -> ObjectiveOptions:
+        """The member that is set."""
+        options: ObjectiveOptions = getattr(self, self.kind)
+        return options
 
 
 def _only_member(union: Model) -> str:
@@ -359,9 +393,9 @@ STEERING = ("scheduling", "podTemplate", "retry", "restarts", "suspend", "deadli
 """The other fields: an edit is acted upon at once, or at the next attempt at the latest."""
 
 
-def _holds_for_method(trait: str) -> str:
-    """CEL: the method that is set is one of those with this trait."""
-    return "(" + " || ".join(f"has(self.method.{name})" for name in methods_that(trait)) + ")"
+def _any_of(field: str, union: type[Model], trait: str) -> str:
+    """CEL: the member of the union at `field` that is set is one of those with this trait."""
+    return "(" + " || ".join(f"has(self.{field}.{name})" for name in members_that(union, trait)) + ")"
 
 
 class FineTuneJobSpec(Model):
@@ -370,16 +404,16 @@ class FineTuneJobSpec(Model):
     rules: ClassVar = (
         *(frozen(name, model, EDITABLE) for name, model in FROZEN.items()),
         Rule(
-            "!has(self.objective.classification) || self.dataset.packing != 'always'",
-            "packing puts several records in one row; a classifier needs one record a row: leave dataset.packing out",
+            f"self.dataset.packing != 'always' || {_any_of('objective', Objective, 'takes_packed_rows')}",
+            "packing puts several records in one row; this objective needs one record a row: leave dataset.packing out",
         ),
         Rule(
-            f"self.dataset.packing != 'always' || {_holds_for_method('takes_packed_rows')}",
+            f"self.dataset.packing != 'always' || {_any_of('method', Method, 'takes_packed_rows')}",
             "packing puts several records in one row, and this method's virtual tokens stand in front of a row: leave "
             "dataset.packing out",
         ),
         Rule(
-            f"!self.training.gradientCheckpointing || {_holds_for_method('takes_gradient_checkpointing')}",
+            f"!self.training.gradientCheckpointing || {_any_of('method', Method, 'takes_gradient_checkpointing')}",
             "training.gradientCheckpointing computes layers again without their cache, and there this method's virtual "
             "tokens are: leave it out, or take promptTuning or pTuning",
         ),
@@ -394,7 +428,7 @@ class FineTuneJobSpec(Model):
             "training.optimizer: pagedAdamw8bit moves its state out of a GPU's memory; without a GPU choose adamw8bit",
         ),
         Rule(
-            f"!self.output.merge || {_holds_for_method('is_mergeable')}",
+            f"!self.output.merge || {_any_of('method', Method, 'is_mergeable')}",
             "output.merge: what this method learns cannot become part of the base model's weights: leave it out",
         ),
     )

@@ -457,8 +457,8 @@ def test_data_that_are_no_inputs_and_answers_are_refused(
     [
         (
             {"objective": {"classification": {}}},
-            "spec.objective: t5 is an encoder-decoder, which says what it has to say in words; use sft with the labels "
-            "as completions, or an encoder (BERT, …)",
+            "spec.objective: t5 is an encoder-decoder, which says what it has to say in words; let it write the labels "
+            "as completions, or choose an encoder (BERT, …)",
         ),
         (
             {"method": {"bitFit": {}}},

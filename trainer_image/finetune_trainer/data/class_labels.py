@@ -1,4 +1,4 @@
-"""The classes of a classification, by name and by number.
+"""The classes of records, by name and by number.
 
 It decides which labels belong, and in which order they are numbered.
 """
@@ -12,7 +12,9 @@ MOST_LABELS = 1000
 class Labels:
     """The classes: those that the spec names, or those found in training."""
 
-    def __init__(self, declared: list[str] | None) -> None:
+    def __init__(self, declared: list[str] | None, field: str) -> None:
+        """`field` is where the spec may name them."""
+        self._field = field
         self._ids = {label: index for index, label in enumerate(declared or [])}
         self._declared = declared is not None
         self._closed = self._declared
@@ -44,7 +46,7 @@ class Labels:
     def _new(self, label: str) -> int:
         if self._declared:
             names = ", ".join(self.names[:10])
-            raise BadRecordError(f"label {label!r} is not one of spec.objective.classification.labels: {names}")
+            raise BadRecordError(f"label {label!r} is not one of {self._field}: {names}")
         if self._closed:
             raise BadRecordError(f"label {label!r} does not occur in the training data: {', '.join(self.names[:10])}")
         if len(self._ids) == MOST_LABELS:

@@ -31,7 +31,11 @@ log = logging.getLogger(__name__)
 
 def prepared_data(job: Preparation, key: str, watch: Watch) -> Prepared:
     """Read everything, split it and put it on the workspace; returns its page, without a plan."""
-    labels = None if job.spec.objective.classification is None else Labels(job.declared_labels)
+    labels = (
+        Labels(job.declared_labels, f"spec.objective.{job.spec.objective.kind}.labels")
+        if job.records.has_labels
+        else None
+    )
     opened = _opened(job)
     with new_folder(job.workspace.prepared) as draft:
         tallies, digests = _tables(job, draft, opened, labels, watch)
@@ -73,7 +77,7 @@ def _tables(
         _check_table(job, name, tallies[name], writer)
         digests.append(writer.digest)
         if labels is not None and name == "train":
-            _check_classes(labels)
+            _check_classes(job, labels)
             labels.close()
             watch.labels_known(labels.names)
     if labels is not None:
@@ -83,13 +87,12 @@ def _tables(
 
 
 def _reader(job: Preparation, labels: Labels | None, watch: Watch) -> Reader:
-    sft = job.spec.objective.sft
     return Reader(
         objective=job.spec.objective.kind,
         tokenizer=job.tokenizer,
         encoder=Encoder(job.tokenizer, job.max_length),
         labels=labels,
-        loss_on_all=sft is not None and sft.loss_on == "all",
+        loss_on_all=job.spec.objective.options.carries_loss_everywhere,
         in_pairs=job.in_pairs,
         faults=Faults(job.workspace.bad_records),
         progress=job.progress,
@@ -109,10 +112,10 @@ def _check_table(job: Preparation, name: str, tally: Tally, writer: TableWriter)
         raise Failure(Reason.MODEL_INVALID, f"spec.model.uri: {job.model.name}: {told}")
 
 
-def _check_classes(labels: Labels) -> None:
+def _check_classes(job: Preparation, labels: Labels) -> None:
     found = [name for name, number in labels.counts.items() if number]
     if len(found) < 2:
-        told = f"all records have the label {found[0]!r}: classification needs two classes or more"
+        told = f"all records have the label {found[0]!r}: {job.spec.objective.kind} needs two classes or more"
         raise Failure(Reason.DATASET_INVALID, f"spec.dataset.train: {told}")
     absent = [name for name, number in labels.counts.items() if not number]
     if absent:

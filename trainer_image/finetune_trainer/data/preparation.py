@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.data.record_types import RECORD_TYPES, RecordType
 from finetune_trainer.pretrained.base_model import BaseModel
 from finetune_trainer.pretrained.initial_adapter import Start
 from finetune_trainer.pretrained.tokenizer import ModelTokenizer
@@ -34,20 +35,26 @@ class Preparation:
 
     @property
     def packing(self) -> bool:
-        wish, sft = self.spec.dataset.packing, self.spec.objective.sft is not None and not self.in_pairs
+        """Whether several records share a row."""
+        wish, options = self.spec.dataset.packing, self.spec.objective.options
         pays = self.spec.resources.gpus > 0 and self.spec.method.options.takes_packed_rows
-        return sft and (wish == "always" or (wish == "auto" and pays))
+        is_possible = options.takes_packed_rows and not self.in_pairs
+        return is_possible and (wish == "always" or (wish == "auto" and pays))
+
+    @property
+    def records(self) -> RecordType:
+        """What the objective learns from."""
+        return RECORD_TYPES[self.spec.objective.kind]
 
     @property
     def in_pairs(self) -> bool:
         """Whether a record is an input and an answer, apart, as an encoder-decoder takes them."""
-        return self.spec.objective.sft is not None and self.model.is_encoder_decoder
+        return self.records.has_answers and self.model.is_encoder_decoder
 
     @property
     def declared_labels(self) -> list[str] | None:
         """The classes that the spec names; [] where the objective has none, None where the data will tell."""
-        classification = self.spec.objective.classification
-        return [] if classification is None else classification.labels
+        return self.spec.objective.options.declared_labels if self.records.has_labels else []
 
 
 @dataclass(frozen=True)

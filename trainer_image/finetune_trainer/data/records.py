@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from finetune_api.reasons import Reason
 from finetune_api.spec import Columns, Source
 from finetune_trainer.data.formats import kind_of
-from finetune_trainer.data.record_types import OBJECTIVE_KINDS, PARTS, Kind
+from finetune_trainer.data.record_types import PARTS, RECORD_TYPES, Kind
 from finetune_trainer.runtime.failures import BadRecordError, Failure
 
 
@@ -42,7 +42,7 @@ def shape_of(row: Mapping[str, Any], source: Source, field: str, name: str, obje
     the columns make no record.
     """
     mapped = _mapped(source.columns)
-    kinds = [kind for kind in OBJECTIVE_KINDS[objective] if mapped.keys() <= set(PARTS[kind]) | {"label"}]
+    kinds = [kind for kind in RECORD_TYPES[objective].kinds if mapped.keys() <= set(PARTS[kind]) | {"label"}]
     found = ", ".join(repr(column) for column in row) or "none"
     for kind in kinds:
         columns = {part: mapped.get(part, part) for part in PARTS[kind]}

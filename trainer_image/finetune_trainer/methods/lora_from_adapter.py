@@ -16,11 +16,12 @@ from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict
 from torch import nn
 
 from finetune_api import uris
+from finetune_api.methods import START_FROM
 from finetune_api.methods import Lora as Options
 from finetune_api.reasons import Reason
 from finetune_trainer.methods.peft_method import is_transposed
 from finetune_trainer.models.loading import Head, LoadedModel
-from finetune_trainer.pretrained.initial_adapter import FIELD, origins
+from finetune_trainer.pretrained.initial_adapter import origins
 from finetune_trainer.pretrained.stored_adapter import PREFIX, StoredAdapter
 from finetune_trainer.runtime.failures import Failure
 
@@ -30,7 +31,7 @@ def stored_start(options: Options) -> StoredAdapter | None:
     if options.start_from is None:
         return None
     uri = options.start_from.adapters[0].uri
-    return StoredAdapter(Path(uris.parse(uri).path), f"{FIELD}.adapters[0]", uri)
+    return StoredAdapter(Path(uris.parse(uri).path), f"{START_FROM}.adapters[0]", uri)
 
 
 def started_config(stored: StoredAdapter, base: LoadedModel, dropout: float, head: Head, steps: int) -> peft.LoraConfig:
@@ -42,7 +43,7 @@ def started_config(stored: StoredAdapter, base: LoadedModel, dropout: float, hea
     saved = [name for name in stored.saved_modules if name not in base.fresh]
     for module in saved:
         if not any(name == module or name.endswith(f".{module}") for name in names):
-            why = f"{FIELD}.adapters[0]: stores the module {module}, which the model has not under this objective"
+            why = f"{START_FROM}.adapters[0]: stores the module {module}, which the model has not under this objective"
             raise Failure(Reason.BAD_SPEC, why)
     missing = [name for name in base.fresh if name not in stored.saved_modules]
     if missing and not steps:

@@ -228,13 +228,13 @@ def _check_architecture(config: PretrainedConfig, head: Head) -> None:
     if config.is_encoder_decoder and not head.generates:
         raise Failure(
             Reason.UNSUPPORTED,
-            f"spec.objective: {kind} is an encoder-decoder, which says what it has to say in words; use sft with the "
-            "labels as completions, or an encoder (BERT, …)",
+            f"spec.objective: {kind} is an encoder-decoder, which says what it has to say in words; let it write the "
+            "labels as completions, or choose an encoder (BERT, …)",
         )
     if head.generates and is_encoder(config):
         raise Failure(
             Reason.UNSUPPORTED,
-            f"spec.objective: {kind} is an encoder and cannot write text; use classification, or a decoder",
+            f"spec.objective: {kind} is an encoder and cannot write; choose an objective with labels, or a decoder",
         )
     if kind not in supported:
         raise Failure(Reason.UNSUPPORTED, f"spec.model: transformers has no {head.auto_class} for {kind!r} models")

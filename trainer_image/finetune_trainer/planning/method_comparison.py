@@ -13,6 +13,7 @@ from typing import Any
 
 from finetune_api.methods import Method
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.data.record_types import RECORD_TYPES
 from finetune_trainer.planning.workload import heaviest_load
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.process import print_readably
@@ -42,9 +43,8 @@ def row(folder: Path, spec: FineTuneJobSpec) -> dict[str, Any]:
 
     quiet()
     told: dict[str, Any] = {"method": spec.method.kind}
-    labels = TWO_CLASSES if spec.objective.classification else []
-    if spec.objective.classification and spec.objective.classification.labels:
-        labels = spec.objective.classification.labels
+    has_labels = RECORD_TYPES[spec.objective.kind].has_labels
+    labels = (spec.objective.options.declared_labels or TWO_CLASSES) if has_labels else []
     try:
         with tempfile.TemporaryDirectory() as start:
             model = PlannedModel(folder, composed_here(spec, Path(start)), labels)

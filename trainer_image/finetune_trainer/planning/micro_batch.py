@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune_api.methods import Method
+from finetune_api.methods import MEMORY_SAVERS, Method
 from finetune_api.quantities import bytes_of, gibibytes
 from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec, Resources
@@ -95,7 +95,7 @@ def _offer(folder: Path, spec: FineTuneJobSpec, labels: list[str], load: Load, a
 
 def _alternatives(spec: FineTuneJobSpec) -> Iterator[tuple[str, dict[str, Any]]]:
     thrifty = {"training": spec.training.model_copy(update={"gradient_checkpointing": True})}
-    methods = [(kind, {"method": Method.model_validate({kind: {}})}) for kind in ("lora", "qlora")]
+    methods = [(kind, {"method": Method.model_validate({kind: {}})}) for kind in MEMORY_SAVERS]
     kind = spec.method.kind
     yield kind, {}
     if not spec.training.gradient_checkpointing:

@@ -12,6 +12,7 @@ from finetune_api.spec import FineTuneJobSpec, Resources
 from finetune_trainer.data.packing import longest
 from finetune_trainer.data.preparation import Preparation
 from finetune_trainer.data.prepared import Prepared
+from finetune_trainer.data.record_types import RECORD_TYPES
 from finetune_trainer.planning.batch_size import MOST_AT_ONCE, batches, schedule
 from finetune_trainer.pretrained.base_model import is_encoder_decoder, longest_input
 
@@ -86,9 +87,10 @@ def heaviest_load(folder: Path, spec: FineTuneJobSpec) -> Any:
     """The heaviest data that the job allows."""
     config = json.loads((folder / "config.json").read_bytes())
     length = min(spec.training.max_length, longest_input(config) or spec.training.max_length)
-    packed = bool(spec.objective.sft) and spec.dataset.packing != "never" and spec.resources.gpus > 0
-    packed = packed and spec.method.options.takes_packed_rows and not is_encoder_decoder(config)
-    answer = length if spec.objective.sft and is_encoder_decoder(config) else 0
+    in_pairs = RECORD_TYPES[spec.objective.kind].has_answers and is_encoder_decoder(config)
+    can_be_packed = spec.objective.options.takes_packed_rows and spec.method.options.takes_packed_rows and not in_pairs
+    packed = can_be_packed and spec.dataset.packing != "never" and spec.resources.gpus > 0
+    answer = length if in_pairs else 0
     batch, micro = batches(spec.training)
     is_fixed, in_one_pass = spec.training.micro_batch_size != "auto", spec.training.batch_size == "auto"
     return Load(length, packed, batch, micro, is_fixed, answer, in_one_pass)

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from finetune_api import uris
-from finetune_api.methods import AdapterSource, StartFrom
+from finetune_api.methods import START_FROM, AdapterSource, StartFrom
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_api.schema import Model
@@ -34,7 +34,6 @@ from finetune_trainer.storage import hub
 
 log = logging.getLogger(__name__)
 
-FIELD = "spec.method.lora.startFrom"
 FILES = (CONFIG, WEIGHTS, MANIFEST)
 
 
@@ -71,7 +70,7 @@ def composed_start(run: Run, workspace: Workspace, model: BaseModel, known: Star
 
     Raises Failure for adapters that cannot be found, are none, or do not fit together.
     """
-    wished = run.spec.method.lora.start_from if run.spec.method.lora else None
+    wished = run.spec.method.start_from
     if wished is None:
         return None
     key = _key(run, wished, model)
@@ -90,12 +89,12 @@ def composed_start(run: Run, workspace: Workspace, model: BaseModel, known: Star
 
 def composed_here(spec: FineTuneJobSpec, folder: Path) -> FineTuneJobSpec:
     """The settled spec of a job that is only planned, composed in `folder`; its adapters have to be on this machine."""
-    wished = spec.method.lora.start_from if spec.method.lora else None
+    wished = spec.method.start_from
     if wished is None:
         return spec
     adapters = []
     for index, source in enumerate(wished.adapters):
-        place, uri = f"{FIELD}.adapters[{index}]", uris.parse(source.uri)
+        place, uri = f"{START_FROM}.adapters[{index}]", uris.parse(source.uri)
         if uri.scheme != "file":
             raise Failure(Reason.INPUT_UNAVAILABLE, f"{place}.uri: {uri} is not on this machine: name it as file://")
         adapters.append(StoredAdapter(Path(uri.path), place, source.uri))
@@ -119,7 +118,7 @@ def is_taken_as_it_is(wished: StartFrom) -> bool:
 
 def _key(run: Run, wished: StartFrom, model: BaseModel) -> str:
     """Covers all that shapes the start, with stamps in place of content; of the hub, what was asked of it."""
-    mounted = [_mounted(run, source, f"{FIELD}.adapters[{index}]") for index, source in enumerate(wished.adapters)]
+    mounted = [_mounted(run, source, f"{START_FROM}.adapters[{index}]") for index, source in enumerate(wished.adapters)]
     stamps = [_stamp(folder) for folder in mounted if folder is not None]
     return sha256_of([wished.to_wire(), run.spec.training.seed, model.revision, stamps])
 
@@ -144,7 +143,7 @@ def _opened(run: Run, wished: StartFrom, workspace: Workspace) -> tuple[list[Sto
     """The adapters, and what pins each: the hub's commit or the sha256 of its weights."""
     adapters, revisions = [], []
     for index, source in enumerate(wished.adapters):
-        place = f"{FIELD}.adapters[{index}]"
+        place = f"{START_FROM}.adapters[{index}]"
         folder, commit = _mounted(run, source, place), ""
         if folder is None:
             folder, commit = _fetched(run, source, place, workspace.downloads / f"adapter-{index}")
@@ -278,4 +277,4 @@ def _config(adapters: list[StoredAdapter], ranks: dict[str, int]) -> dict[str, A
 def origins(adapter: StoredAdapter, layer: str) -> Iterator[str]:
     """The fields that name the adapters which gave `layer` to a composition."""
     found = json.loads(adapter.file.metadata.get(ORIGINS, "{}")).get(layer, [0])
-    return (f"{FIELD}.adapters[{index}]" for index in found)
+    return (f"{START_FROM}.adapters[{index}]" for index in found)

@@ -13,7 +13,7 @@ EIGHT_BIT_OPTIMIZERS = ("adamw8bit", "pagedAdamw8bit")
 def leave_out_unused(spec: FineTuneJobSpec) -> None:
     """Hide what the run does not need: bitsandbytes costs each stage four seconds, datasets two where it is there."""
     hide("datasets")
-    if spec.method.kind != "qlora" and spec.training.optimizer not in EIGHT_BIT_OPTIMIZERS:
+    if not spec.method.options.needs_bitsandbytes and spec.training.optimizer not in EIGHT_BIT_OPTIMIZERS:
         hide("bitsandbytes")
 
 

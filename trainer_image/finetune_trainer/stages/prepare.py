@@ -93,10 +93,11 @@ def _check_positions(job: Preparation) -> None:
 
 def _check_pairs(job: Preparation) -> None:
     """What an encoder-decoder has no place for."""
-    sft = job.spec.objective.sft
-    if sft is not None and sft.loss_on == "all":
+    if job.spec.objective.options.carries_loss_everywhere:
         told = "an encoder-decoder writes answers alone, so its inputs carry no loss: leave lossOn out"
-        raise Failure(Reason.BAD_SPEC, f"spec.objective.sft.lossOn: {told}, or choose a decoder (Llama, …)")
+        raise Failure(
+            Reason.BAD_SPEC, f"spec.objective.{job.spec.objective.kind}.lossOn: {told}, or choose a decoder (Llama, …)"
+        )
     if job.spec.dataset.packing == "always":
         told = "an encoder reads all of a row at once, so records that share one would see each other: leave it out"
         raise Failure(Reason.BAD_SPEC, f"spec.dataset.packing: {told}")
@@ -145,9 +146,9 @@ def _plan(job: Preparation, page: Prepared, parameters: Parameters) -> Plan:
 
 def _result_size(job: Preparation, parameters: Parameters) -> int:
     """About what the result takes, in bytes: the model again, or the adapter in fp32, or both."""
-    full = job.spec.method.full is not None
-    adapter = 0 if full else 4 * parameters.trainable
-    return adapter + (job.model.size if full or job.spec.output.merge else 0)
+    is_model = job.spec.method.options.publishes_whole_model
+    adapter = 0 if is_model else 4 * parameters.trainable
+    return adapter + (job.model.size if is_model or job.spec.output.merge else 0)
 
 
 def _summary(page: Prepared) -> str:
