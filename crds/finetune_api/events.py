@@ -7,9 +7,9 @@ from pydantic import Field
 
 from finetune_api.reasons import Reason
 from finetune_api.schema import Model
+from finetune_api.stages import StageName
 from finetune_api.status import Artifact, Data, EvaluationResult, Plan
 
-Stage = Literal["prepare", "train", "publish"]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Figure = Annotated[float, Field(ge=-1e30, le=1e30)]
 
@@ -22,7 +22,7 @@ TERMINATION_LIMIT = 4096
 class ProgressReport(Model):
     """The JSON page that each trainer pod serves at `/progress`."""
 
-    stage: Stage
+    stage: StageName
     """The running stage."""
     activity: Literal[
         "starting",
@@ -60,7 +60,7 @@ class ProgressReport(Model):
 class StageReport(Model):
     """The termination message: what the stage leaves in the operator's hands when its process ends."""
 
-    stage: Stage
+    stage: StageName
     """The stage that ended."""
     reason: Reason | None = None
     """Absent after success."""

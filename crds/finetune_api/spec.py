@@ -104,6 +104,9 @@ class Split(Model):
     """Separate data. Labels that training never saw are an error."""
 
 
+SplitName = Literal["train", "validation", "test"]
+
+
 class Dataset(Model):
     """The records to learn from and to be judged on."""
 

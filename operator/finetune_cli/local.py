@@ -17,11 +17,12 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from rich.markup import escape
 
-from finetune_api.events import Stage, StageReport
+from finetune_api.events import StageReport
 from finetune_api.exits import REASONS, ExitCode
 from finetune_api.job import FineTuneJob
 from finetune_api.reasons import Reason
 from finetune_api.run import Downloads, Run
+from finetune_api.stages import StageName
 from finetune_cli import document, figures, summary
 from finetune_cli.document import Document, UnreadableError
 from finetune_cli.live import display
@@ -32,7 +33,7 @@ from finetune_cli.validation import check, is_job, job
 from finetune_cli.verdict import report as report_problems
 from finetune_cli.workspace import FOLDER, Workspace, WorkspaceError
 
-STAGES: tuple[Stage, ...] = get_args(Stage)
+STAGES: tuple[StageName, ...] = get_args(StageName)
 INTERRUPTED = 128 + signal.SIGINT
 GPU_FILES = ("nvidiactl", "kfd", "dxg")
 """Device files of NVIDIA's and AMD's drivers, and of Windows' Linux."""
@@ -168,7 +169,7 @@ def _stages(run: Run, workspace: Workspace, lock: int) -> int:
     return 0
 
 
-def _stage(stage: Stage, workspace: Workspace, lock: int) -> int:
+def _stage(stage: StageName, workspace: Workspace, lock: int) -> int:
     workspace.forget(stage)
     begun = time.monotonic()
     process = StageProcess(stage, workspace.run_file, workspace.log(stage), lock)
@@ -218,7 +219,7 @@ def _interrupted(process: StageProcess, workspace: Workspace) -> int:
     return INTERRUPTED
 
 
-def _failed(stage: Stage, code: int, report: StageReport | None, workspace: Workspace) -> int:
+def _failed(stage: StageName, code: int, report: StageReport | None, workspace: Workspace) -> int:
     reason = report.reason if report is not None else None
     if reason is None:
         known = code in list(ExitCode) and ExitCode(code) in REASONS

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api import uris
-from finetune_api.sources import Auth
-from finetune_api.spec import FineTuneJobSpec, Source
+from finetune_api.references import references
+from finetune_api.spec import FineTuneJobSpec
 
 OPTIONS = {"pvc": "--volume", "configmap": "--config-map", "secret": "--secret"}
 """URI scheme → the option of `finetune run` that says where it lies."""
@@ -29,25 +28,19 @@ class Need:
 
     root: str
     path: str
-
-    @property
-    def is_output(self) -> bool:
-        return self.path.startswith("spec.output")
+    is_written: bool = False
 
 
 def needs(spec: FineTuneJobSpec) -> Iterator[Need]:
     """Everything that the job names and that is not reached over the network or by a path."""
-    yield from _place("spec.model", spec.model.uri, spec.model.auth)
-    yield from _sources("spec.dataset.train", spec.dataset.train)
-    yield from _sources("spec.dataset.validation.sources", spec.dataset.validation.sources or [])
-    yield from _sources("spec.dataset.test.sources", spec.dataset.test.sources or [])
-    for index, adapter in enumerate(spec.method.options.adapters):
-        path = f"spec.method.{spec.method.kind}.startFrom.adapters[{index}]"
-        if adapter.uri.startswith("job://"):
+    for reference in references(spec):
+        if reference.uri.startswith("job://"):
             told = "only a cluster knows other jobs; name the folder that the job published, as file://"
-            raise MountError(f"{adapter.uri}: {told}", f"{path}.uri")
-        yield from _place(path, adapter.uri, adapter.auth)
-    yield from _place("spec.output", spec.output.uri, None)
+            raise MountError(f"{reference.uri}: {told}", f"{reference.field}.uri")
+        if reference.root is not None:
+            yield Need(reference.root, f"{reference.field}.uri", reference.is_written)
+        if reference.secret is not None:
+            yield Need(reference.secret, f"{reference.field}.auth.secretName")
 
 
 def mounts(spec: FineTuneJobSpec, folders: dict[str, str]) -> dict[str, str]:
@@ -71,24 +64,11 @@ def folders(scheme: str, options: list[str]) -> dict[str, str]:
     return found
 
 
-def _sources(path: str, sources: list[Source]) -> Iterator[Need]:
-    for index, source in enumerate(sources):
-        yield from _place(f"{path}[{index}]", source.uri, source.auth)
-
-
-def _place(path: str, uri: str, auth: Auth | None) -> Iterator[Need]:
-    place = uris.parse(uri)
-    if place.scheme in OPTIONS:
-        yield Need(place.root, f"{path}.uri")
-    if auth is not None:
-        yield Need(f"secret://{auth.secret_name}", f"{path}.auth.secretName")
-
-
 def _folder(need: Need, folders: dict[str, str]) -> str:
     scheme, _, name = need.root.partition("://")
     if need.root not in folders:
         raise MountError(f"{need.root} has no folder on this machine: add {OPTIONS[scheme]} {name}=DIR", need.path)
     folder = Path(folders[need.root]).expanduser().absolute()
-    if not folder.is_dir() and not need.is_output:
+    if not folder.is_dir() and not need.is_written:
         raise MountError(f"{OPTIONS[scheme]} {name}={folders[need.root]}: no such folder", need.path)
     return str(folder)

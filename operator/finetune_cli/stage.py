@@ -17,7 +17,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api import labels
-from finetune_api.events import PROGRESS_LIMIT, ProgressReport, Stage
+from finetune_api.events import PROGRESS_LIMIT, ProgressReport
+from finetune_api.stages import StageName
 
 MODULE = "finetune_trainer"
 POLL_SECONDS = 0.5
@@ -33,7 +34,7 @@ def is_installed() -> bool:
 class StageProcess:
     """A running stage. `lock` is a file descriptor that it keeps open as long as it lives."""
 
-    def __init__(self, stage: Stage, run_file: Path, log: Path, lock: int) -> None:
+    def __init__(self, stage: StageName, run_file: Path, log: Path, lock: int) -> None:
         self.stage = stage
         self._port = _free_port()
         command = [sys.executable, "-m", MODULE, stage, "--run", str(run_file), "--port", str(self._port)]

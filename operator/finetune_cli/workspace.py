@@ -13,10 +13,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api import labels
-from finetune_api.events import Stage, StageReport
+from finetune_api.events import StageReport
 from finetune_api.job import FineTuneJob
 from finetune_api.run import Downloads, Run, read_run, report_file
 from finetune_api.spec import FROZEN, FineTuneJobSpec
+from finetune_api.stages import StageName
 
 FOLDER = ".finetune"
 """Folder in the current one that holds the workspaces, unless told otherwise."""
@@ -38,22 +39,22 @@ class Workspace:
     def run_file(self) -> Path:
         return self.root / labels.RUN_FILE
 
-    def log(self, stage: Stage) -> Path:
+    def log(self, stage: StageName) -> Path:
         """What the stage's process prints."""
         return self.root / "logs" / f"{stage}.log"
 
-    def report(self, stage: Stage) -> StageReport | None:
+    def report(self, stage: StageName) -> StageReport | None:
         """What the stage left at its end; None while there is no end."""
         try:
             return StageReport.model_validate_json(self._report_file(stage).read_bytes())
         except (OSError, ValidationError):
             return None
 
-    def forget(self, stage: Stage) -> None:
+    def forget(self, stage: StageName) -> None:
         """Drop the report of an earlier attempt: it must not be taken for that of a process that leaves none."""
         self._report_file(stage).unlink(missing_ok=True)
 
-    def _report_file(self, stage: Stage) -> Path:
+    def _report_file(self, stage: StageName) -> Path:
         return report_file(self.root, stage)
 
     def known_run(self) -> Run | None:

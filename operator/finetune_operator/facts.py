@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -18,15 +18,14 @@ from finetune_api.events import ProgressReport
 from finetune_api.reasons import ConditionType, Reason
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec, Metadata
+from finetune_api.stages import StageName
 from finetune_api.status import Artifact, FineTuneJobStatus
 
 Object = dict[str, Any]
-StageName = Literal["prepare", "train", "publish"]
 SCHEDULING_SECONDS = 15
 PAST_VOLUMES = ("Pulling", "Pulled", "Created", "Started")
 """What a kubelet tells of a container once volumes, network and sandbox of the pod are there."""
 VOLUME = re.compile(r'volume "([^"]+)"')
-STAGES: tuple[StageName, ...] = ("prepare", "train", "publish")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
 from finetune_api.events import ProgressReport
+from finetune_api.stages import StageName
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.facts import StageName
 
 Key = tuple[str, str]
 """Namespace and name of a FineTuneJob."""

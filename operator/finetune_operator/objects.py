@@ -13,9 +13,10 @@ from finetune_api import labels
 from finetune_api.exits import PERMANENT, ExitCode
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec, Metadata
+from finetune_api.stages import StageName
 from finetune_api.status import Dependency, PinnedRun, StageStatus
 from finetune_api.text import printable_lines
-from finetune_operator.facts import StageName, timestamp
+from finetune_operator.facts import timestamp
 from finetune_operator.pods import RUN_PART, WORKSPACE_PART, kueue_labels, mounts, pod_template
 from finetune_operator.settings import Settings
 

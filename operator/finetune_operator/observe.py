@@ -14,11 +14,12 @@ from typing import Any
 from finetune_api import labels
 from finetune_api.schema import unknown_fields
 from finetune_api.spec import EDITABLE, STEERING, FineTuneJobSpec, Metadata, read_spec
+from finetune_api.stages import STAGES
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import facts
 from finetune_operator.cluster import Cluster, Kind
 from finetune_operator.departed import Departed
-from finetune_operator.facts import STAGES, Claim, NamedJob, Observed, Pod
+from finetune_operator.facts import Claim, NamedJob, Observed, Pod
 from finetune_operator.pods import RUN_PART, WORKSPACE_PART
 from finetune_operator.situation import is_under_way
 from finetune_operator.status import brought_back, is_edited_after_its_end, is_finished, present_stage

@@ -11,10 +11,11 @@ from finetune_api import status as api
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.stages import STAGES
 from finetune_operator import objects
 from finetune_operator.attempts import FREE, history
 from finetune_operator.diagnosis import ending, seconds_of_grace
-from finetune_operator.facts import STAGES, Observed, Pod, StageJob, moment
+from finetune_operator.facts import Observed, Pod, StageJob, moment
 from finetune_operator.settings import Settings
 from finetune_operator.situation import (
     Situation,

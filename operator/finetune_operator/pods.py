@@ -11,8 +11,9 @@ from typing import Any
 from finetune_api import labels, uris
 from finetune_api.pods import OWN_VOLUME_PREFIX, is_own_label
 from finetune_api.quantities import bytes_of
-from finetune_api.spec import FineTuneJobSpec, Metadata, Source
-from finetune_operator.facts import StageName
+from finetune_api.references import references
+from finetune_api.spec import FineTuneJobSpec, Metadata
+from finetune_api.stages import StageName
 from finetune_operator.settings import Settings
 from finetune_operator.templates import merged
 
@@ -39,13 +40,13 @@ def roots(spec: FineTuneJobSpec, stage: str) -> dict[str, bool]:
     output.
     """
     mounts: dict[str, bool] = {}
-    if stage == "prepare":
-        mounts |= dict.fromkeys(_mountable(_read_by_prepare(spec)), False) | {
-            f"secret://{name}": False for name in _secrets(spec)
-        }
-    mounts |= dict.fromkeys(_mountable([spec.model.uri]), False)
-    if stage != "train":
-        mounts |= dict.fromkeys(_mountable([spec.output.uri]), True)
+    for reference in references(spec):
+        if stage not in reference.stages:
+            continue
+        if reference.root is not None:
+            mounts[reference.root] = mounts.get(reference.root, False) or reference.is_written
+        if reference.secret is not None and stage == "prepare":
+            mounts[reference.secret] = False
     return mounts
 
 
@@ -174,7 +175,7 @@ def environment(spec: FineTuneJobSpec) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "OMP_NUM_THREADS": str(_threads(spec)),
     }
-    if not any(uri.startswith("hf://") for uri in [spec.model.uri, *_read_by_prepare(spec)]):
+    if not any(uri.startswith("hf://") for uri in [reference.uri for reference in references(spec)]):
         return own | {"HF_HUB_OFFLINE": "1"}
     # Nothing is fetched twice, so a cache of downloads would only fill /tmp.
     return own | {"HF_XET_CHUNK_CACHE_SIZE_BYTES": "0"}
@@ -234,24 +235,3 @@ _FOLDERS = {"pvc": "/volumes", "configmap": "/configmaps", "secret": "/secrets"}
 def _folder(root: str) -> str:
     place = uris.parse(root)
     return f"{_FOLDERS[place.scheme]}/{place.name}"
-
-
-def _sources(spec: FineTuneJobSpec) -> list[Source]:
-    splits = [spec.dataset.train, spec.dataset.validation.sources or [], spec.dataset.test.sources or []]
-    return [source for sources in splits for source in sources]
-
-
-def _read_by_prepare(spec: FineTuneJobSpec) -> list[str]:
-    """URIs of what no other stage reads."""
-    return [source.uri for source in _sources(spec)] + [adapter.uri for adapter in spec.method.options.adapters]
-
-
-def _secrets(spec: FineTuneJobSpec) -> list[str]:
-    auths = [spec.model.auth, *(source.auth for source in _sources(spec))]
-    auths += [adapter.auth for adapter in spec.method.options.adapters]
-    return sorted({auth.secret_name for auth in auths if auth is not None})
-
-
-def _mountable(names: Iterable[str]) -> list[str]:
-    places = [uris.parse(name) for name in names]
-    return sorted({place.root for place in places if place.scheme in ("pvc", "configmap")})

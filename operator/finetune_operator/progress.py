@@ -20,9 +20,10 @@ from finetune_api import labels
 from finetune_api import status as api
 from finetune_api.events import PROGRESS_LIMIT, ProgressReport
 from finetune_api.reasons import Reason
+from finetune_api.stages import StageName
 from finetune_operator import logs, metrics
 from finetune_operator.cluster import ApiError
-from finetune_operator.facts import Health, StageName, timestamp
+from finetune_operator.facts import Health, timestamp
 from finetune_operator.metrics import Key
 from finetune_operator.settings import Settings
 from finetune_operator.status import progress_of

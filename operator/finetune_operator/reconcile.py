@@ -17,11 +17,12 @@ import aiohttp
 from finetune_api import labels
 from finetune_api import status as api
 from finetune_api.reasons import ConditionType, Phase, Reason
+from finetune_api.stages import StageName
 from finetune_operator import metrics, objects
 from finetune_operator.cluster import ApiError, Cluster, Conflict, Kind, NotFound
 from finetune_operator.departed import Departed
 from finetune_operator.diagnosis import Obstacle, has_field, refused
-from finetune_operator.facts import Observed, StageName, seconds_between
+from finetune_operator.facts import Observed, seconds_between
 from finetune_operator.metrics import Key
 from finetune_operator.observe import CLAIMS, CONFIG_MAPS, EVENTS, FINETUNE_JOBS, JOBS, observe
 from finetune_operator.places import Places

@@ -12,10 +12,11 @@ from finetune_api import labels
 from finetune_api import status as api
 from finetune_api.reasons import ConditionType
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.stages import StageName
 from finetune_operator import objects
 from finetune_operator.attempts import History, last_known
 from finetune_operator.diagnosis import Ending, ending
-from finetune_operator.facts import Observed, Pod, StageJob, StageName, digest, moment, seconds_between, timestamp
+from finetune_operator.facts import Observed, Pod, StageJob, digest, moment, seconds_between, timestamp
 from finetune_operator.pods import kueue_labels
 from finetune_operator.settings import Settings
 from finetune_operator.status import PHASES, Milestones, dependencies, is_true

@@ -15,10 +15,11 @@ from finetune_api import uris
 from finetune_api.events import ProgressReport, StageReport
 from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
 from finetune_api.spec import FineTuneJobSpec, Metadata
+from finetune_api.stages import STAGES, StageName
 from finetune_api.text import printable_lines
 from finetune_operator.attempts import History, started_at
 from finetune_operator.diagnosis import ending
-from finetune_operator.facts import STAGES, Observed, StageName, published, timestamp
+from finetune_operator.facts import Observed, published, timestamp
 
 Known = TypeVar("Known")
 MESSAGE_LIMIT = 4096

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_api.pods import PodTemplate, StageTemplate
 from finetune_api.spec import FineTuneJobSpec
-from finetune_operator.facts import StageName
+from finetune_api.stages import StageName
 
 Object = dict[str, Any]
 

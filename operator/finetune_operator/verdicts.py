@@ -8,10 +8,11 @@ from dataclasses import replace
 
 from finetune_api.exits import PERMANENT, ExitCode
 from finetune_api.reasons import Phase, Reason
+from finetune_api.stages import StageName
 from finetune_operator import objects
 from finetune_operator.attempts import FREE
 from finetune_operator.diagnosis import Ending, ending, obstacle, stuck_in_deletion, unmade
-from finetune_operator.facts import Observed, Pod, StageJob, StageName
+from finetune_operator.facts import Observed, Pod, StageJob
 from finetune_operator.situation import (
     Situation,
     is_under_way,

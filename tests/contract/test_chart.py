@@ -18,8 +18,8 @@ from contract.chart import CHART, JOB_VERBS, LEASE_VERBS, ROOT, VALUE_SETS, gran
 from finetune_api import labels
 from finetune_api.pods import IDS, ValueSource, Volume
 from finetune_api.run import Downloads
+from finetune_api.stages import STAGES, StageName
 from finetune_operator import metrics, pods, settings
-from finetune_operator.facts import STAGES, StageName
 from unit.observed import METADATA, spec
 
 GOLDEN = ROOT / "tests/golden/chart"

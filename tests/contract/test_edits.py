@@ -21,9 +21,9 @@ from cluster.control_plane import ControlPlane
 from finetune_api.crd import job_schema
 from finetune_api.reasons import Reason
 from finetune_api.spec import FROZEN, STEERING, FineTuneJobSpec
+from finetune_api.stages import STAGES
 from finetune_api.status import FineTuneJobStatus, Limits, StageStatus
 from finetune_operator import objects
-from finetune_operator.facts import STAGES
 from finetune_operator.plan import Plan, plan
 from finetune_operator.status import brought_back
 from integration.kubelet import JOBS, Api

@@ -16,8 +16,8 @@ import pytest
 import tiny
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.stages import STAGES
 from finetune_operator import pods
-from finetune_operator.facts import STAGES
 
 pytestmark = [
     pytest.mark.slow,

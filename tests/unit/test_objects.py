@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from finetune_api.spec import FineTuneJobSpec, Metadata
+from finetune_api.stages import STAGES, StageName
 from finetune_api.status import StageStatus
 from finetune_operator import objects
-from finetune_operator.facts import STAGES, StageName
 from unit.observed import METADATA, SETTINGS, pinned, spec
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "operator"

@@ -20,16 +20,15 @@ from finetune_api.labels import stage_job_name
 from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_api.run import Run
 from finetune_api.spec import read_spec
+from finetune_api.stages import STAGES, StageName
 from finetune_api.status import Artifact, Attempt, Condition, Dependency, FineTuneJobStatus, Usage
 from finetune_operator.facts import (
-    STAGES,
     Claim,
     NamedJob,
     Observed,
     Pod,
     RunFile,
     StageJob,
-    StageName,
     Termination,
     digest,
     named_job,

@@ -13,8 +13,8 @@ from pydantic.alias_generators import to_camel
 
 from finetune_api.pods import IDS, PodMetadata, PodSecurityContext, PodTemplate, StageTemplate
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.stages import STAGES, StageName
 from finetune_operator import objects, pods
-from finetune_operator.facts import STAGES, StageName
 from unit.observed import METADATA, SETTINGS, spec
 from unit.test_objects import SPECS, job_of
 

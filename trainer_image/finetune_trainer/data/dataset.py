@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune_api.reasons import Reason
+from finetune_api.spec import SplitName
 from finetune_api.status import Data
 from finetune_trainer.data import sources, splits
 from finetune_trainer.data.bad_records import Faults
@@ -16,7 +17,7 @@ from finetune_trainer.data.class_labels import Labels
 from finetune_trainer.data.fingerprint import fingerprint_of
 from finetune_trainer.data.packing import packed_files, record_lengths
 from finetune_trainer.data.preparation import Preparation, Watch
-from finetune_trainer.data.prepared import TOKENIZER, Prepared, Split, SplitFiles, SplitName, Table, write_page
+from finetune_trainer.data.prepared import TOKENIZER, Prepared, Split, SplitFiles, Table, write_page
 from finetune_trainer.data.split_files import identities_of, split_files
 from finetune_trainer.data.table_reader import OpenSource, Reader, TableReader, Tally
 from finetune_trainer.data.table_writer import Column, TableWriter

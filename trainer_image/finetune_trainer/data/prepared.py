@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_api.schema import Model
+from finetune_api.spec import SplitName
 from finetune_api.status import Data, Plan
 from finetune_trainer.pretrained.initial_adapter import Start
 from finetune_trainer.runtime.files import write_file
 from finetune_trainer.runtime.workspace import Workspace
 
 Ints = NDArray[np.int32]
-SplitName = Literal["train", "validation", "test"]
 PAGE = "prepared.json"
 TOKENIZER = "tokenizer"
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from finetune_api import uris
 from finetune_api.reasons import Reason
+from finetune_api.references import data_sources
 from finetune_api.run import Run
-from finetune_api.spec import Dataset, Source
+from finetune_api.spec import Dataset, Source, SplitName
 from finetune_api.text import printable
 from finetune_trainer.data.formats import SUFFIXES, DataFile, Format, format_of
-from finetune_trainer.data.prepared import SplitName
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import beside
 from finetune_trainer.runtime.volumes import REMOTE, WILD, Named
@@ -46,13 +46,7 @@ class PlacedSource:
 
 def placed(dataset: Dataset) -> list[PlacedSource]:
     """All sources of the spec, training data first."""
-    found = [
-        PlacedSource("train", f"spec.dataset.train[{index}]", source) for index, source in enumerate(dataset.train)
-    ]
-    for name, split in (("validation", dataset.validation), ("test", dataset.test)):
-        for index, source in enumerate(split.sources or []):
-            found.append(PlacedSource(name, f"spec.dataset.{name}.sources[{index}]", source))  # type: ignore[arg-type]
-    return found
+    return [PlacedSource(split, field, source) for split, field, source in data_sources(dataset)]
 
 
 def stamp(run: Run, place: PlacedSource) -> str:

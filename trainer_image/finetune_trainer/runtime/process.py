@@ -15,10 +15,11 @@ from typing import Any, TextIO
 from pydantic import ValidationError
 
 from finetune_api import labels
-from finetune_api.events import TERMINATION_LIMIT, Stage, StageReport
+from finetune_api.events import TERMINATION_LIMIT, StageReport
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.run import ChangedError, Run, read_run
+from finetune_api.stages import StageName
 from finetune_api.text import printable_lines
 from finetune_trainer.runtime import volumes
 from finetune_trainer.runtime.failures import Failure, as_os_error, classified
@@ -37,7 +38,7 @@ WORD_LIMIT = 256
 
 
 def run_stage(
-    stage: Stage,
+    stage: StageName,
     load: Callable[[Run], StageFunction],
     run_file: Path,
     port: int,
@@ -191,7 +192,7 @@ def _workspace(run: Run) -> Workspace:
     return workspace
 
 
-def _ending(stage: Stage, error: BaseException, run: Run | None) -> tuple[StageReport, ExitCode]:
+def _ending(stage: StageName, error: BaseException, run: Run | None) -> tuple[StageReport, ExitCode]:
     trouble = as_os_error(error)
     named = volumes.told(run, trouble) if run is not None and trouble is not None else None
     failure = named or classified(error)

@@ -19,7 +19,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from finetune_api import labels
-from finetune_api.events import ProgressReport, Stage
+from finetune_api.events import ProgressReport
+from finetune_api.stages import StageName
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ PATIENCE_SECONDS = 5
 class Progress:
     """The progress of one stage. `update` from the stage's thread; `snapshot` from any."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: StageName) -> None:
         self._report = ProgressReport(stage=stage)
 
     def update(self, **fields: Any) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from finetune_api import uris
 from finetune_api.reasons import Reason
+from finetune_api.references import references
 from finetune_api.run import NotPlainError, OutsideError, Run
 from finetune_trainer.runtime.failures import FULL, Failure
 
@@ -63,17 +64,8 @@ class Named:
 
 def places(run: Run) -> Iterator[Named]:
     """Everything of a run that lies on a volume or on this machine."""
-    spec = run.spec
-    yield Named("spec.model.uri", spec.model.uri, Reason.MODEL_UNAVAILABLE)
-    held_out = (("validation", spec.dataset.validation), ("test", spec.dataset.test))
-    lists = [("train", spec.dataset.train), *((f"{name}.sources", split.sources or []) for name, split in held_out)]
-    for name, listed in lists:
-        for index, source in enumerate(listed):
-            yield Named(f"spec.dataset.{name}[{index}].uri", source.uri, Reason.DATASET_UNAVAILABLE)
-    for index, adapter in enumerate(spec.method.options.adapters):
-        field = f"spec.method.{spec.method.kind}.startFrom.adapters[{index}].uri"
-        yield Named(field, adapter.uri, Reason.INPUT_UNAVAILABLE)
-    yield Named("spec.output.uri", spec.output.uri, Reason.OUTPUT_NOT_WRITABLE)
+    for reference in references(run.spec):
+        yield Named(f"{reference.field}.uri", reference.uri, reference.failure)
 
 
 def told(run: Run, error: OSError) -> Failure | None:

@@ -6,8 +6,8 @@ It decides names. It knows nothing of what the files mean.
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.events import Stage
 from finetune_api.run import report_file
+from finetune_api.stages import StageName
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,6 @@ class Workspace:
         """Every record that prepare refused, one JSON object a line."""
         return self.root / "bad-records.jsonl"
 
-    def report(self, stage: Stage) -> Path:
+    def report(self, stage: StageName) -> Path:
         """The last report of `stage`."""
         return report_file(self.root, stage)
