@@ -13,6 +13,7 @@ from pydantic.alias_generators import to_snake
 
 from finetune_api import labels
 from finetune_api.schema import DnsLabel, DnsName, KeyName, Model, QualifiedName, Quantity, Rule, exactly_one_of
+from finetune_api.stages import STAGES
 
 MOUNTABLE = "/mnt"
 """The one folder below which volumes of one's own may be mounted: nothing of the image or of the trainer is there."""
@@ -652,7 +653,7 @@ class PodTemplate(StageTemplate):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         *StageTemplate.rules,
-        *(_mounts_known(stage) for stage in ("", "prepare", "train", "publish")),
+        *(_mounts_known(stage) for stage in ("", *STAGES)),
     )
 
     stages: Stages | None = None

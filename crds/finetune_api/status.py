@@ -23,8 +23,8 @@ class Condition(Model):
     """As metav1.Condition."""
 
     type: Word
-    """Accepted, Prepared, Progressing, Suspended, Evaluated, Published, Complete or Failed; and for tools that know
-    kstatus Ready, Reconciling and Stalled."""
+    """Accepted, Prepared, Progressing, Suspended, Trained, Evaluated, Published, Complete or Failed; and for tools that
+    know kstatus Ready, Reconciling and Stalled."""
     status: Word
     """True, False or Unknown."""
     reason: Word

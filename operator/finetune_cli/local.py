@@ -22,7 +22,7 @@ from finetune_api.exits import REASONS, ExitCode
 from finetune_api.job import FineTuneJob
 from finetune_api.reasons import Reason
 from finetune_api.run import Downloads, Run
-from finetune_api.stages import StageName
+from finetune_api.stages import PUBLISH, TRAIN, StageName
 from finetune_cli import document, figures, summary
 from finetune_cli.document import Document, UnreadableError
 from finetune_cli.live import display
@@ -193,7 +193,7 @@ def _stage(stage: StageName, workspace: Workspace, lock: int) -> int:
 
 def _outcome(report: StageReport) -> Iterator[str]:
     """What a stage has to say for itself; publish only repeats."""
-    if report.stage == "publish":
+    if report.stage == PUBLISH:
         return
     if report.data is not None:
         yield summary.data_line(report.data)
@@ -244,7 +244,7 @@ def _tail(log: Path) -> list[str]:
 
 def _conclude(run: Run, workspace: Workspace, seconds: float) -> None:
     """What came out, and what to do with it."""
-    trained, published = workspace.report("train"), workspace.report("publish")
+    trained, published = workspace.report(TRAIN), workspace.report(PUBLISH)
     out.print(f"\n[bold green]Succeeded[/bold green] [dim]after {figures.duration(seconds)}[/dim]")
     evaluation = trained.evaluation if trained else None
     if evaluation is not None:

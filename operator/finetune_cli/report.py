@@ -3,7 +3,7 @@
 Pure: from the object that the API server holds to what rich can print.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from rich.console import Group, RenderableType
@@ -13,6 +13,7 @@ from rich.text import Text
 from finetune_api import labels
 from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
 from finetune_api.spec import Resources
+from finetune_api.stages import PREPARE, TRAIN
 from finetune_api.status import Attempt, Condition, FineTuneJobStatus, Progress
 from finetune_cli import figures, summary
 from finetune_cli.stored import StoredJob
@@ -41,8 +42,8 @@ def _parts(job: StoredJob, now: datetime) -> Iterator[RenderableType]:
         yield Text()
         yield summary.results(status.evaluation)
         yield from (summary.answers(sample) for sample in status.evaluation.samples[:1])
-    listed = [("train", one) for one in status.attempts]
-    if status.stage is not None and status.stage.name != "train":
+    listed: list[tuple[str, Attempt]] = [(TRAIN, one) for one in status.attempts]
+    if status.stage is not None and status.stage.name != TRAIN:
         listed += [(status.stage.name, one) for one in status.stage.attempts]
     if listed:
         yield Text()
@@ -158,8 +159,8 @@ def _workspace(job: StoredJob) -> str:
 def restarting(job: StoredJob) -> str:
     """What happens now that its restarts were raised."""
     name, status = job.metadata.name, job.status
-    stage, step = (status.stage.name if status.stage else "prepare"), _checkpoint_step(status)
-    place = f"from its checkpoint at step {step:,}" if step and stage == "train" else f"with stage {stage}"
+    stage, step = (status.stage.name if status.stage else PREPARE), _checkpoint_step(status)
+    place = f"from its checkpoint at step {step:,}" if step and stage == TRAIN else f"with stage {stage}"
     if any(one.type == ConditionType.FAILED and one.reason == Reason.DEADLINE_EXCEEDED for one in status.conditions):
         said = "has used up its time: raise spec.deadlineSeconds too, or it fails again"
     elif status.phase == Phase.FAILED:
@@ -204,13 +205,13 @@ def _usage(status: FineTuneJobStatus) -> str:
     return f"{figures.duration(usage.active_seconds)} training{gpu}{restarts}"
 
 
-def attempts(found: list[tuple[str, Attempt]]) -> Table:
+def attempts(found: Sequence[tuple[str, Attempt]]) -> Table:
     """The pods that ran, each with its stage; those of prepare and publish once they have ended."""
     table = Table("attempt", "pod", "steps", "ended", box=None, pad_edge=False, header_style="bold")
     for stage, attempt in found:
         steps = f"{attempt.from_step or 0:,} → {'…' if attempt.to_step is None else f'{attempt.to_step:,}'}"
         ended = attempt.reason or ("running" if attempt.finished_at is None else "ended")
-        told = steps if stage == "train" else ""
+        told = steps if stage == TRAIN else ""
         table.add_row(f"{stage} {attempt.number}", plain(attempt.pod or figures.MISSING), told, plain(ended))
     return table
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from finetune_api import status as api
 from finetune_api.events import ProgressReport
 from finetune_api.reasons import Reason
-from finetune_api.stages import StageName
+from finetune_api.stages import PREPARE, STAGES, TRAIN, StageName
 from finetune_operator.diagnosis import NODE_GRACE_SECONDS, Ending, ending
 from finetune_operator.facts import Observed, Pod, seconds_between, timestamp
 
@@ -35,13 +35,13 @@ def history(observed: Observed, stage: StageName, now: datetime, end: Reason | N
     """The attempts as they stand, with `stage` as the present one. `end`, the job's own, closes those that are open."""
     status = observed.status
     # A status of before there were stages in it: the pods tell.
-    present = status.stage or api.StageStatus(name="train" if observed.pods_of("train") else "prepare")
-    trained, ended = _brought_up(status.attempts, observed.pods_of("train"), observed, now, end)
+    present = status.stage or api.StageStatus(name=TRAIN if observed.pods_of(TRAIN) else PREPARE)
+    trained, ended = _brought_up(status.attempts, observed.pods_of(TRAIN), observed, now, end)
     usage, recovery = _trained(observed, status.usage, status.recovery, trained, ended)
-    if present.name == "train":
+    if present.name == TRAIN:
         present = _tried(present, ended)
-    elif present.name in ("prepare", "publish"):
-        mine, ended = _brought_up(present.attempts, _ended(observed.pods_of(present.name)), observed, now, end)  # type: ignore[arg-type]
+    elif present.name in STAGES:
+        mine, ended = _brought_up(present.attempts, _ended(observed.pods_of(present.name)), observed, now, end)
         present = _tried(present, ended).model_copy(update={"attempts": mine[-KEPT:]})
         usage = _with_seconds(usage, ended)
     if present.name != stage:
@@ -149,7 +149,7 @@ def _last_report(pod: Pod | None, how: Ending | None, observed: Observed) -> Pro
 def _page(observed: Observed, since: str | None, pod: Pod | None) -> api.Progress | None:
     """The last page that is stored of train, if it is younger than `since`: an operator that restarts has no other."""
     page = observed.status.progress
-    if page is None or page.stage != "train" or (pod is not None and pod.stage != "train"):
+    if page is None or page.stage != TRAIN or (pod is not None and pod.stage != TRAIN):
         return None
     return page if (page.updated_at or "") >= (since or "") else None
 

@@ -16,6 +16,7 @@ from finetune_api import labels
 from finetune_api.events import StageReport
 from finetune_api.exits import REASONS, ExitCode
 from finetune_api.reasons import Reason
+from finetune_api.stages import PUBLISH
 from finetune_api.text import printable_lines
 from finetune_operator.facts import SCHEDULING_SECONDS, Object, Pod, StageJob, moment, seconds_between, timestamp
 
@@ -327,7 +328,7 @@ def _by_exit_code(pod: Pod, report: StageReport | None) -> Ending:
         return Ending(
             Reason.OUT_OF_MEMORY, f"{place} was killed: it needed more memory than resources.memory allows", report
         )
-    if pod.stage == "publish" and code == ExitCode.CANNOT_WRITE:
+    if pod.stage == PUBLISH and code == ExitCode.CANNOT_WRITE:
         return Ending(Reason.ARTIFACT_PUSH_FAILED, f"{place} could not write (exit code {code})", report)
     reason = next((meaning for known, meaning in REASONS.items() if known == code), Reason.INTERNAL_ERROR)
     return Ending(reason, f"{place} ended with exit code {code} and left no report", report)

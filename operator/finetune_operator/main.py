@@ -28,7 +28,7 @@ from finetune_operator.progress import ProgressReader, page_session
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconcile import Reconciler, StatusWriter
 from finetune_operator.settings import Settings, parse
-from finetune_operator.status import OVER
+from finetune_operator.status import is_told_final
 
 # kopf looks for the official client, to take its objects for owners. We have none to give, and that import takes longer
 # than all others together.
@@ -148,7 +148,7 @@ class Operator:
         appears, ends or goes. What is known of a job is noted by the pass: the events of two jobs of one name, one
         after the other, may come in any order."""
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
-        has_ended = body.get("status", {}).get("phase") in OVER
+        has_ended = is_told_final(body)
         self._new.note(key, type, body)
         self._queue.add(key)
         if has_ended or type in ("ADDED", "DELETED"):

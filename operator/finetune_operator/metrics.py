@@ -8,7 +8,7 @@ from collections.abc import Callable
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
 from finetune_api.events import ProgressReport
-from finetune_api.stages import StageName
+from finetune_api.stages import TRAIN, StageName
 from finetune_api.status import FineTuneJobStatus
 
 Key = tuple[str, str]
@@ -71,7 +71,7 @@ def note_stage(stage: StageName, seconds: float) -> None:
 
 def note_progress(key: Key, report: ProgressReport, eta_seconds: int | None) -> None:
     """Show a training pod's page."""
-    if report.stage != "train":
+    if report.stage != TRAIN:
         return
     _step.labels(*key).set(report.step)
     if report.total_steps:

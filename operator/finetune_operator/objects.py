@@ -19,6 +19,7 @@ from finetune_api.text import printable_lines
 from finetune_operator.facts import timestamp
 from finetune_operator.pods import RUN_PART, WORKSPACE_PART, kueue_labels, mounts, pod_template
 from finetune_operator.settings import Settings
+from finetune_operator.stages import TRAITS
 
 Object = dict[str, Any]
 
@@ -119,7 +120,7 @@ def stage_job(
         "ttlSecondsAfterFinished": TTL_SECONDS,
         "template": template,
     }
-    if stage == "train":
+    if TRAITS[stage].is_training:
         metadata["labels"] |= kueue_labels(owner, spec)
     if labels.KUEUE_QUEUE_LABEL in metadata["labels"]:
         # Kueue starts it; from then on `suspend` is Kueue's.

@@ -22,7 +22,7 @@ from finetune_operator.departed import Departed
 from finetune_operator.facts import Claim, NamedJob, Observed, Pod
 from finetune_operator.pods import RUN_PART, WORKSPACE_PART
 from finetune_operator.situation import is_under_way
-from finetune_operator.status import brought_back, is_edited_after_its_end, is_finished, present_stage
+from finetune_operator.status import brought_back, is_edited_after_its_end, is_final, present_stage
 
 Object = dict[str, Any]
 
@@ -44,7 +44,7 @@ async def observe(cluster: Cluster, body: Object, departed: Departed, thorough: 
     was told that a child exists already.
     """
     bare = _bare(body)
-    if is_finished(bare.status):
+    if is_final(bare.status):
         return await _edited(cluster, bare) if is_edited_after_its_end(bare.metadata, bare.status) else bare
     if bare.status.phase is None and bare.spec is not None and not thorough:
         return replace(bare, named_jobs=await _named_jobs(cluster, bare))

@@ -34,7 +34,7 @@ from finetune_operator.status import (
     has_restarts_left,
     is_complete,
     is_edited_after_its_end,
-    is_finished,
+    is_final,
     is_true,
     milestones,
     settled_progress,
@@ -97,7 +97,7 @@ def plan(observed: Observed, settings: Settings, now: datetime) -> Plan:
     """Decide."""
     if observed.metadata.deletion_timestamp:
         return Plan(progress=observed.status.progress)
-    if is_finished(observed.status):
+    if is_final(observed.status):
         return _after_the_end(observed, now)
     if observed.spec is None:
         return _unreadable(observed, now)

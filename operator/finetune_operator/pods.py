@@ -13,17 +13,15 @@ from finetune_api.pods import OWN_VOLUME_PREFIX, is_own_label
 from finetune_api.quantities import bytes_of
 from finetune_api.references import references
 from finetune_api.spec import FineTuneJobSpec, Metadata
-from finetune_api.stages import StageName
+from finetune_api.stages import PREPARE, STAGES, StageName
 from finetune_operator.settings import Settings
+from finetune_operator.stages import TRAITS
 from finetune_operator.templates import merged
 
 Object = dict[str, Any]
 
 USER = 10001
 """Numeric, so that the kubelet can check runAsNonRoot without reading the image."""
-TRAIN_GRACE_SECONDS = 120
-"""Time for a checkpoint after SIGTERM."""
-GRACE_SECONDS = 30
 TMP_LIMIT = "4Gi"
 """Of /tmp, unless a template's ephemeralStorage.limit says otherwise. Downloads go to the workspace: what is left are
 caches of libraries."""
@@ -33,7 +31,7 @@ RUN_PART = "run"
 WORKSPACE_PART = "workspace"
 
 
-def roots(spec: FineTuneJobSpec, stage: str) -> dict[str, bool]:
+def roots(spec: FineTuneJobSpec, stage: StageName) -> dict[str, bool]:
     """What a stage's pod mounts beside the workspace, and whether it may write there.
 
     Only `prepare` sees the data, the adapters to start from and the credentials; `train` sees neither them nor the
@@ -45,14 +43,14 @@ def roots(spec: FineTuneJobSpec, stage: str) -> dict[str, bool]:
             continue
         if reference.root is not None:
             mounts[reference.root] = mounts.get(reference.root, False) or reference.is_written
-        if reference.secret is not None and stage == "prepare":
+        if reference.secret is not None and stage == PREPARE:
             mounts[reference.secret] = False
     return mounts
 
 
 def mounts(spec: FineTuneJobSpec) -> dict[str, str]:
     """Where each root that a stage may need is mounted: what the run file tells the trainer."""
-    return {root: _folder(root) for stage in ("prepare", "publish") for root in roots(spec, stage)}
+    return {root: _folder(root) for stage in STAGES for root in roots(spec, stage)}
 
 
 def pod_template(metadata: Metadata, spec: FineTuneJobSpec, stage: StageName, image: str, settings: Settings) -> Object:
@@ -80,7 +78,7 @@ def _own(spec: FineTuneJobSpec, stage: StageName, settings: Settings) -> Object:
     """What platform and job may say otherwise."""
     ids = {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER, "fsGroupChangePolicy": "OnRootMismatch"}
     return {
-        "terminationGracePeriodSeconds": TRAIN_GRACE_SECONDS if stage == "train" else GRACE_SECONDS,
+        "terminationGracePeriodSeconds": TRAITS[stage].grace_seconds,
         "securityContext": ids,
         "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
         "env": [{"name": name, "value": value} for name, value in environment(spec).items()],
@@ -159,7 +157,7 @@ def _container(spec: FineTuneJobSpec, stage: StageName, image: str, settings: Se
 
 def _resources(spec: FineTuneJobSpec, stage: StageName, disk: Object) -> Object:
     wanted = {"cpu": spec.resources.cpu, "memory": spec.resources.memory}
-    if stage == "train" and spec.resources.gpus:
+    if TRAITS[stage].is_training and spec.resources.gpus:
         wanted[spec.resources.gpu_resource] = str(spec.resources.gpus)
     if {"request", "limit"} <= disk.keys():  # said at different levels, they may contradict each other
         disk = disk | {"request": min(disk["request"], disk["limit"], key=bytes_of)}
@@ -197,7 +195,7 @@ def _own_volumes(metadata: Metadata, spec: FineTuneJobSpec, stage: StageName, sa
         {"name": "workspace", "persistentVolumeClaim": {"claimName": claim}},
         {"name": "tmp", "emptyDir": {"sizeLimit": said.get("ephemeralStorage", {}).get("limit", TMP_LIMIT)}},
     ]
-    if stage == "train":
+    if TRAITS[stage].is_training:
         half = bytes_of(spec.resources.memory) // 2
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{max(1, half >> 20)}Mi"}})
     # Readable by the pod's group alone, which is the trainer's; by all of the pod where the platform gives the group.
@@ -212,7 +210,7 @@ def _own_mounts(spec: FineTuneJobSpec, stage: StageName) -> list[Object]:
         {"name": "workspace", "mountPath": labels.WORKSPACE},
         {"name": "tmp", "mountPath": "/tmp"},
     ]
-    if stage == "train":
+    if TRAITS[stage].is_training:
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     for number, (root, is_writable) in enumerate(sorted(roots(spec, stage).items())):
         mount = {"name": f"{OWN_VOLUME_PREFIX}{number}", "mountPath": _folder(root)}

@@ -20,7 +20,7 @@ from finetune_api import labels
 from finetune_api import status as api
 from finetune_api.events import PROGRESS_LIMIT, ProgressReport
 from finetune_api.reasons import Reason
-from finetune_api.stages import StageName
+from finetune_api.stages import PUBLISH, TRAIN, StageName
 from finetune_operator import logs, metrics
 from finetune_operator.cluster import ApiError
 from finetune_operator.facts import Health, timestamp
@@ -207,13 +207,13 @@ class ProgressReader:
             watched.moved_at = now
         if before is not None and report.step < before.step:
             watched.samples.clear()
-        if before is not None and report.step != before.step and report.stage == "train":
+        if before is not None and report.step != before.step and report.stage == TRAIN:
             watched.samples.append((now, report.step))
         watched.report = report
         metrics.note_progress(key, report, self._eta(watched))
 
     def _eta(self, watched: _Watched) -> int | None:
-        if watched.report is None or watched.report.stage != "train":
+        if watched.report is None or watched.report.stage != TRAIN:
             return None
         return eta(watched.samples, watched.report.total_steps, monotonic())
 
@@ -228,7 +228,7 @@ class ProgressReader:
     async def _show(self, key: Key, watched: _Watched) -> None:
         """Write what has changed, not more often than the interval."""
         # publish only counts files: the run's last loss is worth more to whoever looks.
-        if watched.report is None or watched.report.stage == "publish":
+        if watched.report is None or watched.report.stage == PUBLISH:
             return
         if monotonic() - watched.written_at < write_interval(len(self._watched)):
             return

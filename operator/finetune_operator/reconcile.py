@@ -17,7 +17,6 @@ import aiohttp
 from finetune_api import labels
 from finetune_api import status as api
 from finetune_api.reasons import ConditionType, Phase, Reason
-from finetune_api.stages import StageName
 from finetune_operator import metrics, objects
 from finetune_operator.cluster import ApiError, Cluster, Conflict, Kind, NotFound
 from finetune_operator.departed import Departed
@@ -29,7 +28,8 @@ from finetune_operator.places import Places
 from finetune_operator.plan import Plan, plan
 from finetune_operator.progress import ProgressReader, Target
 from finetune_operator.settings import Settings
-from finetune_operator.status import condition
+from finetune_operator.stages import TRAITS
+from finetune_operator.status import condition, is_final
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +38,6 @@ Object = dict[str, Any]
 MANAGER = "finetune-operator"
 PROGRESS_MANAGER = "finetune-progress"
 KINDS: dict[str, Kind] = {"ConfigMap": CONFIG_MAPS, "PersistentVolumeClaim": CLAIMS, "Job": JOBS}
-MILESTONES: dict[StageName, ConditionType] = {
-    "prepare": ConditionType.PREPARED,
-    "train": ConditionType.EVALUATED,
-    "publish": ConditionType.PUBLISHED,
-}
 WRITES = 5
 """Tries of one status: its other half, or an edit, comes between one and the next."""
 Done = tuple[Object, Observed, Plan]
@@ -254,7 +249,7 @@ class Reconciler:
         for event in decided.events:
             await self._tell(objects.event(metadata, event.type, event.reason, event.message, datetime.now(UTC)))
         _measure(key, observed, status or old)
-        is_over = _is_over(status or old)
+        is_over = is_final(status or old)
         if is_over:
             self._departed.forget(metadata.uid)
         self._reader.track(key, None if is_over else _target(observed))
@@ -307,17 +302,13 @@ def _target(observed: Observed) -> Target | None:
     return Target(observed.metadata.uid, pod.uid, pod.ip, pod.stage, pod.port)
 
 
-def _is_over(status: api.FineTuneJobStatus) -> bool:
-    return status.phase in (Phase.SUCCEEDED, Phase.FAILED)
-
-
 def _measure(key: Key, observed: Observed, status: api.FineTuneJobStatus) -> None:
     metrics.note_status(key, observed.status, status)
     known = {one.type for one in observed.status.conditions if one.status == "True"}
     fresh = {one.type for one in status.conditions if one.status == "True"} - known
     for pod in observed.pods:
         end = pod.termination
-        if MILESTONES.get(pod.stage) in fresh and end is not None and end.exit_code == 0:
+        if pod.stage in TRAITS and TRAITS[pod.stage].milestone in fresh and end is not None and end.exit_code == 0:
             metrics.note_stage(pod.stage, seconds_between(end.started_at, end.finished_at))
 
 

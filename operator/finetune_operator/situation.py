@@ -19,7 +19,8 @@ from finetune_operator.diagnosis import Ending, ending
 from finetune_operator.facts import Observed, Pod, StageJob, digest, moment, seconds_between, timestamp
 from finetune_operator.pods import kueue_labels
 from finetune_operator.settings import Settings
-from finetune_operator.status import PHASES, Milestones, dependencies, is_true
+from finetune_operator.stages import TRAITS
+from finetune_operator.status import Milestones, dependencies, is_true
 
 Object = dict[str, Any]
 
@@ -90,7 +91,7 @@ def queue_of(seen: Situation) -> str | None:
     """The queue that admits the stage's Kubernetes Job; None: it needs no admission."""
     if seen.job is not None and seen.job.queue:
         return seen.job.queue
-    if seen.stage != "train":
+    if not TRAITS[seen.stage].is_training:
         return None
     return kueue_labels(seen.observed.metadata, seen.spec).get(labels.KUEUE_QUEUE_LABEL)
 
@@ -99,7 +100,8 @@ def pinned_run(observed: Observed) -> api.PinnedRun | None:
     """The run that stands in the status, or that an operator of before there were pins has begun; None: none has."""
     if observed.status.run is not None and observed.status.run.digest:
         return observed.status.run
-    has_begun = bool(observed.jobs) or observed.status.phase in set(PHASES.values()) or has_run_a_pod(observed)
+    is_at_a_stage = observed.status.phase in {traits.phase for traits in TRAITS.values()}
+    has_begun = bool(observed.jobs) or is_at_a_stage or has_run_a_pod(observed)
     if observed.run is None or not has_begun:
         return None
     return api.PinnedRun(digest=observed.run.digest, image=observed.run.image)

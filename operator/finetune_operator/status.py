@@ -5,17 +5,17 @@ attempts amount to is `attempts`'.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from finetune_api import status as api
 from finetune_api import uris
 from finetune_api.events import ProgressReport, StageReport
 from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
 from finetune_api.spec import FineTuneJobSpec, Metadata
-from finetune_api.stages import STAGES, StageName
+from finetune_api.stages import PREPARE, PUBLISH, STAGES, TRAIN, StageName
 from finetune_api.text import printable_lines
 from finetune_operator.attempts import History, started_at
 from finetune_operator.diagnosis import ending
@@ -23,7 +23,6 @@ from finetune_operator.facts import Observed, published, timestamp
 
 Known = TypeVar("Known")
 MESSAGE_LIMIT = 4096
-PHASES: dict[StageName, Phase] = {"prepare": Phase.PREPARING, "train": Phase.TRAINING, "publish": Phase.PUBLISHING}
 OVER = (Phase.SUCCEEDED, Phase.FAILED)
 BARRED = (Reason.NAME_CONFLICT, Reason.WAITING_FOR_JOB, Reason.RUN_CHANGED, Reason.WORKSPACE_LOST)
 """Verdicts under which nothing is made."""
@@ -44,8 +43,8 @@ class Milestones:
     def stage(self) -> StageName:
         """The stage to run now."""
         if not self.is_prepared:
-            return "prepare"
-        return "publish" if self.is_trained else "train"
+            return PREPARE
+        return PUBLISH if self.is_trained else TRAIN
 
 
 @dataclass(frozen=True)
@@ -72,14 +71,19 @@ def is_true(status: api.FineTuneJobStatus, kind: ConditionType) -> bool:
     return condition(status, kind).status == "True"
 
 
-def is_finished(status: api.FineTuneJobStatus) -> bool:
+def is_final(status: api.FineTuneJobStatus) -> bool:
     """Succeeded or failed: nothing changes it any more, but somebody who brings a failed job back."""
     return is_true(status, ConditionType.COMPLETE) or is_true(status, ConditionType.FAILED)
 
 
+def is_told_final(body: Mapping[str, Any]) -> bool:
+    """The same of an object as a watch tells it."""
+    return body.get("status", {}).get("phase") in OVER
+
+
 def is_edited_after_its_end(metadata: Metadata, status: api.FineTuneJobStatus) -> bool:
     """Whether the spec of a finished job was changed since its status was written."""
-    return is_finished(status) and status.observed_generation != metadata.generation
+    return is_final(status) and status.observed_generation != metadata.generation
 
 
 NOT_BY_TRIES = (Reason.BAD_SPEC, Reason.DATASET_INVALID, Reason.DIVERGED, Reason.UNSUPPORTED, Reason.DEPENDENCY_FAILED)
@@ -121,9 +125,14 @@ def has_restarts_left(spec: FineTuneJobSpec, status: api.FineTuneJobStatus) -> b
     return (spec.restarts or 0) > (status.limits or api.Limits()).restarts
 
 
+def _is_trained(status: api.FineTuneJobStatus) -> bool:
+    """By what is written; release 0.1.0 wrote Evaluated alone."""
+    return is_true(status, ConditionType.TRAINED) or is_true(status, ConditionType.EVALUATED)
+
+
 def present_stage(status: api.FineTuneJobStatus) -> tuple[StageName, int]:
     """The first stage that is not known to be done, and the number of its Kubernetes Job."""
-    done = Milestones(is_true(status, ConditionType.PREPARED), is_true(status, ConditionType.EVALUATED))
+    done = Milestones(is_true(status, ConditionType.PREPARED), _is_trained(status))
     listed = status.stage
     return done.stage, listed.number if listed is not None and listed.name == done.stage else 1
 
@@ -134,8 +143,8 @@ def milestones(observed: Observed) -> Milestones:
     assert spec is not None
     told = [report for stage in STAGES if (report := final_report(observed, stage)) is not None]
     return Milestones(
-        is_prepared=is_true(old, ConditionType.PREPARED) or is_complete(observed, "prepare"),
-        is_trained=is_true(old, ConditionType.EVALUATED) or is_complete(observed, "train"),
+        is_prepared=is_true(old, ConditionType.PREPARED) or is_complete(observed, PREPARE),
+        is_trained=_is_trained(old) or is_complete(observed, TRAIN),
         plan=_first([old.plan, *(report.plan for report in told)]),
         data=_first([old.data, *(report.data for report in told)]),
         evaluation=_first([old.evaluation, *(report.evaluation for report in told)]),
@@ -245,7 +254,9 @@ def _conditions(observed: Observed, reached: Milestones, verdict: Verdict, now: 
     elif condition(observed.status, ConditionType.SUSPENDED).reason:
         said[ConditionType.SUSPENDED] = (False, Reason.RESUMED, "")
     if reached.is_trained:
-        said[ConditionType.EVALUATED] = (True, Reason.EVALUATED, _evaluated_message(reached))
+        said[ConditionType.TRAINED] = (True, Reason.TRAINED, _trained_message(reached))
+    if (scores := _scores(reached)) is not None:
+        said[ConditionType.EVALUATED] = (True, Reason.EVALUATED, scores)
     if reached.artifact is not None and verdict.phase is Phase.SUCCEEDED:
         said[ConditionType.PUBLISHED] = (True, Reason.PUBLISHED, f"{reached.artifact.uri} {reached.artifact.digest}")
         said[ConditionType.COMPLETE] = (True, Reason.SUCCEEDED, verdict.message)
@@ -306,11 +317,19 @@ def _prepared_message(reached: Milestones) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _evaluated_message(reached: Milestones) -> str:
+def _trained_message(reached: Milestones) -> str:
+    steps = reached.plan.total_steps if reached.plan else None
+    best = reached.evaluation.best_step if reached.evaluation else None
+    kept = f", the weights of step {best} are kept" if best is not None and best != steps else ""
+    return f"{steps} steps{kept}" if steps is not None else ""
+
+
+def _scores(reached: Milestones) -> str | None:
+    """What was measured on held-out data; None where nothing was."""
     result = reached.evaluation
     loss = (result.tuned or {}).get(api.Metric.LOSS) if result is not None else None
     if result is None or loss is None:
-        return "training has ended; there is no held-out result"
+        return None
     before = (result.base or {}).get(api.Metric.LOSS)
     return f"loss on the {result.split} split: {f'{before:.4g} → ' if before is not None else ''}{loss:.4g}"
 
@@ -332,14 +351,14 @@ def progress_of(report: ProgressReport, eta_seconds: int | None, updated_at: str
         stage=report.stage,
         step=report.step,
         total_steps=total or None,
-        epoch=round(report.epoch, 3) if report.stage == "train" else None,
+        epoch=round(report.epoch, 3) if report.stage == TRAIN else None,
         percent=min(100, report.step * 100 // total) if total else None,
         eta_seconds=eta_seconds,
         loss=_rounded(report.loss),
         eval_loss=_rounded(report.eval_loss),
         learning_rate=report.learning_rate,
         tokens_per_second=_rounded(report.tokens_per_second),
-        checkpoint_step=report.checkpoint_step if report.stage == "train" else None,
+        checkpoint_step=report.checkpoint_step if report.stage == TRAIN else None,
         updated_at=updated_at,
     )
 
@@ -351,9 +370,9 @@ def _rounded(value: float | None) -> float | None:
 def settled_progress(observed: Observed, verdict: Verdict, now: datetime) -> api.Progress | None:
     """What status.progress should say once no pod reports: the trainer's last word, and no time of arrival."""
     old = observed.status.progress
-    ended = [end for pod in observed.pods_of("train") if (end := ending(pod)) is not None]
+    ended = [end for pod in observed.pods_of(TRAIN) if (end := ending(pod)) is not None]
     report = ended[-1].report.progress if ended and ended[-1].report is not None else None
-    if report is not None and report.stage == "train" and _is_news(old, report):
+    if report is not None and report.stage == TRAIN and _is_news(old, report):
         return progress_of(report, None, timestamp(now))
     if old is not None and old.percent is None and verdict.phase == Phase.SUCCEEDED:  # a run without steps
         return old.model_copy(update={"percent": 100, "eta_seconds": None})
@@ -365,7 +384,7 @@ def settled_progress(observed: Observed, verdict: Verdict, now: datetime) -> api
 
 def _is_news(old: api.Progress | None, report: ProgressReport) -> bool:
     """Whether a training pod's last word says more than what is shown."""
-    if old is None or old.stage == "prepare":
+    if old is None or old.stage == PREPARE:
         return True
     if report.step < (old.step or 0):
         return False

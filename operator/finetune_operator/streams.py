@@ -17,7 +17,7 @@ from aiohttp.http_exceptions import LineTooLong
 from pydantic_core import from_json, to_json
 
 from finetune_operator.cluster import BROKEN, STEADY_SECONDS
-from finetune_operator.status import OVER
+from finetune_operator.status import is_told_final
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class News:
         """Whether a change of a watch says more than the last one of that job did; remembers it."""
         body = change["object"]
         metadata = body["metadata"]
-        uid, is_over = metadata["uid"], body.get("status", {}).get("phase") in OVER
+        uid, is_over = metadata["uid"], is_told_final(body)
         now = (metadata["generation"], "deletionTimestamp" in metadata, is_over)
         if change["type"] == "DELETED":
             self._known.pop(uid, None)

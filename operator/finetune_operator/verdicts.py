@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from finetune_api.exits import PERMANENT, ExitCode
 from finetune_api.reasons import Phase, Reason
-from finetune_api.stages import StageName
+from finetune_api.stages import PUBLISH, StageName
 from finetune_operator import objects
 from finetune_operator.attempts import FREE
 from finetune_operator.diagnosis import Ending, ending, obstacle, stuck_in_deletion, unmade
@@ -22,7 +22,8 @@ from finetune_operator.situation import (
     seconds_held,
     seconds_left,
 )
-from finetune_operator.status import PHASES, Verdict, has_restarts_left, is_complete, is_raised, with_next_step
+from finetune_operator.stages import TRAITS
+from finetune_operator.status import Verdict, has_restarts_left, is_complete, is_raised, with_next_step
 
 
 def judge(seen: Situation) -> Verdict:
@@ -47,13 +48,13 @@ def _bad_spec(seen: Situation) -> Verdict | None:
 def _published(seen: Situation) -> Verdict | None:
     """Succeeded means: published, read back, and the digest is known."""
     observed, reached = seen.observed, seen.reached
-    if not reached.is_trained or not is_complete(observed, "publish"):
+    if not reached.is_trained or not is_complete(observed, PUBLISH):
         return None
     if reached.artifact is not None and reached.artifact.digest:
         if any(seconds_held(pod, seen) > 0 for pod in observed.living):
             return None
         return Verdict(Phase.SUCCEEDED, Reason.SUCCEEDED, f"published at {reached.artifact.uri}", is_progressing=False)
-    endings = (ending(pod) for pod in observed.tries("publish"))
+    endings = (ending(pod) for pod in observed.tries(PUBLISH))
     if any(end is not None and end.reason is Reason.SUCCEEDED for end in endings):
         return _failed(Reason.ARTIFACT_INVALID, f"publish ended without a digest of {seen.spec.output.uri}")
     # Its pod is gone, and its report with it: publish again, it only has to verify.
@@ -81,7 +82,7 @@ def _exhausted(seen: Situation) -> Verdict | None:
         return None  # before this end was seen
     if is_spent and tries > 1:
         message = f"{message} (after {tries} tries)"
-    if seen.stage != "publish":
+    if seen.stage != PUBLISH:
         return _failed(reason, message)
     own = (Reason.OUTPUT_NOT_WRITABLE, Reason.INTERNAL_ERROR, Reason.RETRY_LIMIT_EXCEEDED, Reason.ARTIFACT_PUSH_FAILED)
     if reason in own:
@@ -130,7 +131,7 @@ def _suspension(seen: Situation) -> Verdict | None:
     if (lost := _lost_node(seen)) is not None:
         return lost
     message = f"waiting for the pod {living[0].name} to save a checkpoint and end"
-    return Verdict(PHASES[seen.stage], Reason.SUSPENDING, message, is_progressing=False)
+    return Verdict(TRAITS[seen.stage].phase, Reason.SUSPENDING, message, is_progressing=False)
 
 
 def _conflict(seen: Situation) -> Verdict | None:
@@ -200,7 +201,7 @@ def _run_changed(seen: Situation) -> Verdict | None:
         problem = f"the ConfigMap {name} is not the run that was frozen: its digest is {observed.run.digest}"
     else:
         return None
-    phase = PHASES[seen.stage] if observed.living else Phase.WAITING
+    phase = TRAITS[seen.stage].phase if observed.living else Phase.WAITING
     return replace(_waiting(Reason.RUN_CHANGED, problem), phase=phase)
 
 
@@ -227,7 +228,7 @@ def _held_open(seen: Situation) -> Verdict | None:
             )
             after = f"it is ended {seen.settings.container_grace:.0f} s after"
             message += after if pod.job else f"no Job owns it any more: `kubectl delete pod {pod.name}`"
-            phase, reason = PHASES.get(pod.stage, PHASES[seen.stage]), Reason.CONTAINER_LEFT_RUNNING
+            phase, reason = TRAITS.get(pod.stage, TRAITS[seen.stage]).phase, Reason.CONTAINER_LEFT_RUNNING
             message = with_next_step(reason, message) if pod.job else message
             return Verdict(phase, reason, message, is_progressing=False)
     return None
@@ -239,7 +240,7 @@ def _lost_node(seen: Situation) -> Verdict | None:
     if (found := next(stuck, None)) is None:
         return None
     message = with_next_step(found.reason, found.message)
-    return Verdict(PHASES[seen.stage], found.reason, message, is_progressing=False)
+    return Verdict(TRAITS[seen.stage].phase, found.reason, message, is_progressing=False)
 
 
 def _starting(seen: Situation) -> Verdict | None:
@@ -267,15 +268,15 @@ def _pod(seen: Situation) -> Verdict:
         return _between_tries(stage, end)
     if pod.disruption:
         message = with_next_step(Reason.PREEMPTED, pod.disruption)
-        return Verdict(PHASES[stage], Reason.PREEMPTED, message, is_progressing=False)
+        return Verdict(TRAITS[stage].phase, Reason.PREEMPTED, message, is_progressing=False)
     if (hindrance := obstacle(pod, seen.now)) is not None:
         return _waiting(hindrance.reason, hindrance.message)
     if not pod.is_running:
         return _going_on(stage)
     if health is not None:
         message = with_next_step(health.reason, health.message)
-        return Verdict(PHASES[stage], health.reason, message, is_progressing=False)
-    return Verdict(PHASES[stage], RUNNING[stage])
+        return Verdict(TRAITS[stage].phase, health.reason, message, is_progressing=False)
+    return Verdict(TRAITS[stage].phase, TRAITS[stage].running)
 
 
 RULES: tuple[Rule, ...] = (
@@ -299,20 +300,20 @@ RULES: tuple[Rule, ...] = (
     _starting,
     _pod,
 )
-RUNNING: dict[StageName, Reason] = {"prepare": Reason.PREPARING, "train": Reason.TRAINING, "publish": Reason.PUBLISHING}
 
 
 def _between_tries(stage: StageName, end: Ending) -> Verdict:
     """The last pod ended, and what follows is on its way."""
     if end.reason is Reason.SUCCEEDED:
-        return Verdict(PHASES[stage], RUNNING[stage])
+        return Verdict(TRAITS[stage].phase, TRAITS[stage].running)
     reason = Reason.RETRYING if end.reason is Reason.INTERNAL_ERROR else end.reason
-    return Verdict(PHASES[stage], reason, with_next_step(reason, end.message), is_progressing=False)
+    return Verdict(TRAITS[stage].phase, reason, with_next_step(reason, end.message), is_progressing=False)
 
 
 def _going_on(stage: StageName, message: str = "") -> Verdict:
     """On the way to a running pod. Only `train` tells starting from running: its start may take long."""
-    return Verdict(PHASES[stage], Reason.STARTING if stage == "train" else RUNNING[stage], message)
+    traits = TRAITS[stage]
+    return Verdict(traits.phase, Reason.STARTING if traits.is_training else traits.running, message)
 
 
 def _waiting(reason: Reason, message: str) -> Verdict:

@@ -40,7 +40,7 @@ def test_a_job_is_prepared_trained_and_published(submit: Callable[..., Job]) -> 
     assert [attempt["number"] for attempt in status["attempts"]] == [1]
     assert status["progress"]["percent"] == 100
     assert [one["type"] for one in status["conditions"] if one["status"] == "True"] == [
-        "Accepted", "Prepared", "Evaluated", "Published", "Complete", "Ready",
+        "Accepted", "Prepared", "Trained", "Evaluated", "Published", "Complete", "Ready",
     ]  # fmt: skip
     told = ["Prepared", "Succeeded", "Training"]
     eventually(lambda: sorted(job.events()) == told, "every step is told once")  # Events follow the status

@@ -35,7 +35,7 @@ from finetune_operator.facts import (
     timestamp,
 )
 from finetune_operator.plan import Plan, plan
-from finetune_operator.status import KSTATUS, brought_back, is_finished, present_stage
+from finetune_operator.status import KSTATUS, brought_back, is_final, present_stage
 from unit.observed import METADATA, NOW, SETTINGS, UID, at, ended, observed, pod, running, spec, stage_job
 
 ARTIFACT = json.dumps({"stage": "publish", "artifact": {"uri": "pvc://models/support-bot", "digest": "sha256:abc"}})
@@ -428,9 +428,9 @@ class World(RuleBasedStateMachine):
 
     def act(self) -> None:
         """One reconcile: decide, and do what was decided. An end stays one, unless a limit was raised."""
-        is_final = is_finished(self.status) and brought_back(self.spec, self.status) is None
+        has_ended = is_final(self.status) and brought_back(self.spec, self.status) is None
         decided = plan(self.observe(), SETTINGS, self.now)
-        if is_final:
+        if has_ended:
             assert (decided.delete, decided.create, decided.status) == ((), (), None)
         for job in decided.delete:
             assert self.jobs[job.name].uid == job.uid
@@ -583,7 +583,7 @@ class World(RuleBasedStateMachine):
     @invariant()
     def an_end_says_what_it_is(self) -> None:
         """It has its time, and Succeeded has a digest."""
-        if is_finished(self.status):
+        if is_final(self.status):
             assert self.status.finished_at is not None
         if self.status.phase == Phase.SUCCEEDED:
             assert self.status.artifact is not None

@@ -13,8 +13,9 @@ from pydantic.alias_generators import to_camel
 
 from finetune_api.pods import IDS, PodMetadata, PodSecurityContext, PodTemplate, StageTemplate
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.stages import STAGES, StageName
+from finetune_api.stages import STAGES, TRAIN, StageName
 from finetune_operator import objects, pods
+from finetune_operator.stages import TRAITS
 from unit.observed import METADATA, SETTINGS, spec
 from unit.test_objects import SPECS, job_of
 
@@ -140,7 +141,7 @@ def test_the_more_specific_one_is_heard() -> None:
         job = {**said.get(3, {}), "stages": {"train": said.get(4, {})}}
         seen.append(pod(spec(podTemplate=job), "train", platform)["terminationGracePeriodSeconds"])
         assert pod(spec(podTemplate=job), "publish", platform)["terminationGracePeriodSeconds"] in (30, 10, 40)
-    assert seen == [pods.TRAIN_GRACE_SECONDS, 10, 20, 40, 50]
+    assert seen == [TRAITS[TRAIN].grace_seconds, 10, 20, 40, 50]
 
 
 def test_maps_are_merged_by_key_and_lists_by_name() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from finetune_api.crd import field_docstrings
 from finetune_api.reasons import ConditionType
 from finetune_api.status import EvaluationResult, FineTuneJobStatus, Metric
-from finetune_operator.status import condition, is_finished
+from finetune_operator.status import condition, is_final
 
 WHEN = "2026-01-01T00:00:00Z"
 
@@ -19,13 +19,13 @@ def stored_condition(kind: str, **fields: Any) -> dict[str, Any]:
 def test_an_end_is_an_end_however_long_its_message_is() -> None:
     """Another release may allow more."""
     read = FineTuneJobStatus.read({"conditions": [stored_condition("Failed", message="x" * 5000)]})
-    assert is_finished(read)
+    assert is_final(read)
     assert len(condition(read, ConditionType.FAILED).message) == 5000
 
 
 def test_no_number_of_conditions_hides_the_one_that_counts() -> None:
     others = [stored_condition(f"Other{number}") for number in range(40)]
-    assert is_finished(FineTuneJobStatus.read({"conditions": [*others, stored_condition("Complete")]}))
+    assert is_final(FineTuneJobStatus.read({"conditions": [*others, stored_condition("Complete")]}))
 
 
 def test_more_attempts_than_are_listed_here_are_read() -> None:

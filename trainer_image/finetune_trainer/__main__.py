@@ -17,11 +17,12 @@ from pathlib import Path
 
 from finetune_api import labels
 from finetune_api.run import Run
+from finetune_api.stages import PREPARE, PUBLISH, TRAIN
 from finetune_trainer.runtime import optional_imports
 from finetune_trainer.runtime.process import StageFunction, run_stage
 from finetune_trainer.runtime.progress import ALL_INTERFACES
 
-OFFLINE_STAGES = ("train", "publish")
+OFFLINE_STAGES = (TRAIN, PUBLISH)
 """Stages that need no model hub: prepare has fetched what has to be fetched."""
 
 
@@ -81,7 +82,7 @@ def _publish(run: Run) -> StageFunction:
     return publish
 
 
-STAGES = {"prepare": _prepare, "train": _train, "publish": _publish}
+STAGES = {PREPARE: _prepare, TRAIN: _train, PUBLISH: _publish}
 
 if __name__ == "__main__":
     sys.exit(main())

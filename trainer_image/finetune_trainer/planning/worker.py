@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.stages import PREPARE
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.optional_imports import hide
 from finetune_trainer.runtime.process import log_to_stderr
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 def main() -> int:
     """Read two lines from standard input, answer on standard output."""
     answer, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
-    log_to_stderr("prepare")
+    log_to_stderr(PREPARE)
     sys.excepthook = lambda kind, error, trace: log.critical("unexpected", exc_info=error)
     hide("datasets")
     hide("bitsandbytes")  # no weight is loaded here

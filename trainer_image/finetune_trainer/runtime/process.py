@@ -19,7 +19,7 @@ from finetune_api.events import TERMINATION_LIMIT, StageReport
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.run import ChangedError, Run, read_run
-from finetune_api.stages import StageName
+from finetune_api.stages import TRAIN, StageName
 from finetune_api.text import printable_lines
 from finetune_trainer.runtime import volumes
 from finetune_trainer.runtime.failures import Failure, as_os_error, classified
@@ -61,7 +61,7 @@ def run_stage(
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the report is written first
     progress.update(activity="done")
-    if stage == "train":
+    if stage == TRAIN:
         ending = ending.model_copy(update={"progress": progress.snapshot()})
     _leave(readable(ending), workspace, termination_log)
     if server is not None:

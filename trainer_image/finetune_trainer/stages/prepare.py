@@ -14,6 +14,7 @@ from finetune_api.events import StageReport
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.stages import PREPARE
 from finetune_api.status import Plan
 from finetune_trainer.data.dataset import prepared_data
 from finetune_trainer.data.fingerprint import data_key
@@ -104,7 +105,7 @@ def _check_pairs(job: Preparation) -> None:
 
 
 def _report(page: Prepared) -> StageReport:
-    return StageReport(stage="prepare", plan=page.plan, data=page.data)
+    return StageReport(stage=PREPARE, plan=page.plan, data=page.data)
 
 
 def _plan_key(job: Preparation) -> str:

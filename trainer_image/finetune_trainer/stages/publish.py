@@ -16,6 +16,7 @@ from pathlib import Path
 from finetune_api.events import StageReport
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
+from finetune_api.stages import PUBLISH
 from finetune_api.status import Artifact
 from finetune_trainer.artifacts import result as results
 from finetune_trainer.artifacts.loss_curve import loss_curve
@@ -62,7 +63,7 @@ def publish(run: Run, workspace: Workspace, progress: Progress) -> StageReport:
     )
     # Said once more what earlier stages said: their pods may have vanished before anybody read it.
     return StageReport(
-        stage="publish",
+        stage=PUBLISH,
         artifact=artifact,
         plan=publication.page.plan,
         data=publication.page.data,

@@ -14,6 +14,7 @@ import transformers
 from finetune_api.events import StageReport
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
+from finetune_api.stages import TRAIN
 from finetune_api.status import EvaluationResult, Sample
 from finetune_trainer.artifacts import result as results
 from finetune_trainer.data.prepared import tokenizer_folder
@@ -48,14 +49,14 @@ def train(run: Run, workspace: Workspace, progress: Progress, stop: StopRequest 
     finished = results.read_own(workspace.result, stage.identity)
     if finished is not None:
         log.info("training is done already: nothing to do")
-        return StageReport(stage="train", evaluation=finished.evaluation)
+        return StageReport(stage=TRAIN, evaluation=finished.evaluation)
     check_unchanged(run, Path(stage.page.model_path), stage.page.model_stamp, stage.page.model_revision)
     _begin(stage)
     tuner = assemble(stage)
     baseline = measured_base(stage, tuner)
     course = follow(stage, tuner)
     evaluation = _finish(stage, tuner, course, baseline)
-    return StageReport(stage="train", evaluation=evaluation)
+    return StageReport(stage=TRAIN, evaluation=evaluation)
 
 
 def _begin(stage: Stage) -> None:
