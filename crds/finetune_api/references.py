@@ -12,7 +12,7 @@ from finetune_api.methods import START_FROM
 from finetune_api.reasons import Reason
 from finetune_api.sources import Auth
 from finetune_api.spec import Dataset, FineTuneJobSpec, Source, SplitName
-from finetune_api.stages import STAGES, StageName
+from finetune_api.stages import PREPARE, PUBLISH, STAGES, StageName
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Reference:
     """That of a job which does not get there."""
     auth: Auth | None = None
     """Credentials; what needs them is fetched by `prepare`."""
+    revision: str | None = None
+    """Of the hub."""
     is_written: bool = False
 
     @property
@@ -44,20 +46,35 @@ class Reference:
 
 def references(spec: FineTuneJobSpec) -> Iterator[Reference]:
     """All of them, in the order of the fields."""
-    yield Reference("spec.model", spec.model.uri, STAGES, Reason.MODEL_UNAVAILABLE, spec.model.auth)
-    for _, field, source in data_sources(spec.dataset):
-        yield Reference(field, source.uri, ("prepare",), Reason.DATASET_UNAVAILABLE, source.auth)
+    yield to_model(spec)
+    yield from (reference for _, _, reference in to_data(spec.dataset))
+    yield from to_adapters(spec)
+    stages = (PREPARE, PUBLISH)
+    yield Reference("spec.output", spec.output.uri, stages, Reason.OUTPUT_NOT_WRITABLE, is_written=True)
+
+
+def to_model(spec: FineTuneJobSpec) -> Reference:
+    """To the base model."""
+    model = spec.model
+    return Reference("spec.model", model.uri, STAGES, Reason.MODEL_UNAVAILABLE, model.auth, model.revision)
+
+
+def to_data(dataset: Dataset) -> Iterator[tuple[SplitName, Source, Reference]]:
+    """To each source of data, with its split; training data first."""
+    lists: dict[SplitName, tuple[str, list[Source]]] = {
+        "train": ("train", dataset.train),
+        "validation": ("validation.sources", dataset.validation.sources or []),
+        "test": ("test.sources", dataset.test.sources or []),
+    }
+    for split, (name, sources) in lists.items():
+        for index, source in enumerate(sources):
+            field = f"spec.dataset.{name}[{index}]"
+            failure = Reason.DATASET_UNAVAILABLE
+            yield split, source, Reference(field, source.uri, (PREPARE,), failure, source.auth, source.revision)
+
+
+def to_adapters(spec: FineTuneJobSpec) -> Iterator[Reference]:
+    """To each stored adapter that training starts from."""
     for index, adapter in enumerate(spec.method.options.adapters):
-        field = f"{START_FROM}.adapters[{index}]"
-        yield Reference(field, adapter.uri, ("prepare",), Reason.INPUT_UNAVAILABLE, adapter.auth)
-    yield Reference("spec.output", spec.output.uri, ("prepare", "publish"), Reason.OUTPUT_NOT_WRITABLE, is_written=True)
-
-
-def data_sources(dataset: Dataset) -> Iterator[tuple[SplitName, str, Source]]:
-    """Each source with its split and its field, training data first."""
-    for index, source in enumerate(dataset.train):
-        yield "train", f"spec.dataset.train[{index}]", source
-    for index, source in enumerate(dataset.validation.sources or []):
-        yield "validation", f"spec.dataset.validation.sources[{index}]", source
-    for index, source in enumerate(dataset.test.sources or []):
-        yield "test", f"spec.dataset.test.sources[{index}]", source
+        field, failure = f"{START_FROM}.adapters[{index}]", Reason.INPUT_UNAVAILABLE
+        yield Reference(field, adapter.uri, (PREPARE,), failure, adapter.auth, adapter.revision)

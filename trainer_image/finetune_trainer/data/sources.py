@@ -9,20 +9,22 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from finetune_api import uris
 from finetune_api.reasons import Reason
-from finetune_api.references import data_sources
+from finetune_api.references import Reference, to_data
 from finetune_api.run import Run
 from finetune_api.spec import Dataset, Source, SplitName
 from finetune_api.text import printable
 from finetune_trainer.data.formats import SUFFIXES, DataFile, Format, format_of
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import beside
-from finetune_trainer.runtime.volumes import REMOTE, WILD, Named
+from finetune_trainer.runtime.volumes import WILD
 from finetune_trainer.runtime.workspace import Workspace
-from finetune_trainer.storage import hub, web
+from finetune_trainer.storage.hub import HubFile
+from finetune_trainer.storage.inputs import Input
 
 LOST = "lost+found"
 """A folder at the root of many volumes; it belongs to the file system, and root alone may read it."""
@@ -35,23 +37,26 @@ class PlacedSource:
     """A source and where the spec has it."""
 
     split: SplitName
-    field: str
-    """As in `spec.dataset.train[0]`."""
     source: Source
+    reference: Reference
 
     @property
-    def remote(self) -> bool:
-        return uris.parse(self.source.uri).scheme in REMOTE
+    def field(self) -> str:
+        """As in `spec.dataset.train[0]`."""
+        return self.reference.field
+
+    def input(self, run: Run) -> Input:
+        return Input(run, self.reference, "dataset")
 
 
 def placed(dataset: Dataset) -> list[PlacedSource]:
     """All sources of the spec, training data first."""
-    return [PlacedSource(split, field, source) for split, field, source in data_sources(dataset)]
+    return [PlacedSource(*found) for found in to_data(dataset)]
 
 
 def stamp(run: Run, place: PlacedSource) -> str:
     """What changes when the source does: of mounted files name, size and time; of remote ones what the spec says."""
-    if place.remote:
+    if place.input(run).is_remote:
         return f"{place.source.uri}@{place.source.revision}"
     stats = [(file.name, file.path.stat()) for file in _mounted(run, place)]
     return " ".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats)
@@ -59,20 +64,17 @@ def stamp(run: Run, place: PlacedSource) -> str:
 
 def files(run: Run, workspace: Workspace, place: PlacedSource) -> list[DataFile]:
     """The files of a source, in the order of their names, fetched where they are remote. Raises Failure."""
-    if not place.remote:
+    wanted = place.input(run)
+    if not wanted.is_remote:
         return _mounted(run, place)
-    where = hub.place(run, place.source.uri, place.field, Reason.DATASET_UNAVAILABLE, place.source.auth)
     folder = workspace.downloads / hashlib.sha256(stamp(run, place).encode()).hexdigest()[:16]
-    if uris.parse(place.source.uri).scheme == "https":
-        path = web.download(where, run.downloads, folder)
-        return [DataFile(path, place.source.uri, _format(place, path.name))]
-    return _from_hub(where, place, folder)
+    fetched = wanted.fetched(folder, partial(_chosen, place, wanted))
+    return [DataFile(folder / name, shown, _format(place, name)) for name, shown in fetched.names.items()]
 
 
 def _mounted(run: Run, place: PlacedSource) -> list[DataFile]:
-    uri = place.source.uri
-    where = Named(f"{place.field}.uri", uri, Reason.DATASET_UNAVAILABLE)
-    path = where.located(run)
+    uri, where = place.source.uri, place.input(run)
+    path = where.located()
     if path.is_file():
         return [DataFile(path, printable(uri), _format(place, path.name))]
     folder, pattern, name = path, ("**", "*"), uri
@@ -80,9 +82,9 @@ def _mounted(run: Run, place: PlacedSource) -> list[DataFile]:
         folder = next(parent for parent in path.parents if not WILD.search(str(parent)) and parent.is_dir())
         pattern = path.relative_to(folder).parts
         if not WILD.search("/".join(pattern)):
-            raise where.failure(f"does not exist{beside(path)}")
+            raise where.named.failure(f"does not exist{beside(path)}")
         name = uri.rstrip("/").removesuffix("/".join(pattern))
-    found = _matching(folder, pattern, lambda path: where.proven(run, path))
+    found = _matching(folder, pattern, where.proven)
     return _several(place, folder, sorted(set(found)), name)
 
 
@@ -129,18 +131,16 @@ def _format(place: PlacedSource, name: str) -> Format:
     return found
 
 
-def _from_hub(where: hub.Place, place: PlacedSource, folder: Path) -> list[DataFile]:
-    repository = hub.repository(where, "dataset", place.source.revision)
-    chosen = sorted(_chosen(place, repository.files), key=lambda file: file.name)
+def _chosen(place: PlacedSource, wanted: Input, listed: list[HubFile]) -> list[HubFile]:
+    """Those of the hub's files that the source means, in the order of their names."""
+    chosen = sorted(_meant(place, listed), key=lambda file: file.name)
     if not chosen:
-        names = ", ".join(file.name for file in repository.files[:10])
-        raise where.failure(f"holds no data file for {place.field}; its files: {names or 'none'}")
-    hub.fetch(where, repository, chosen, folder)
-    root = f"hf://{repository.id}"
-    return [DataFile(folder / file.name, f"{root}/{file.name}", _format(place, file.name)) for file in chosen]
+        names = ", ".join(file.name for file in listed[:10])
+        raise wanted.failure(f"holds no data file for {place.field}; its files: {names or 'none'}")
+    return chosen
 
 
-def _chosen(place: PlacedSource, listed: list[hub.HubFile]) -> list[hub.HubFile]:
+def _meant(place: PlacedSource, listed: list[HubFile]) -> list[HubFile]:
     """The file, folder or pattern that the URI names; without one, the files named after the split."""
     path = uris.parse(place.source.uri).path.rstrip("/")
     exact = [file for file in listed if file.name == path]
@@ -155,6 +155,6 @@ def _chosen(place: PlacedSource, listed: list[hub.HubFile]) -> list[hub.HubFile]
     return mine or [file for file in data if file.name not in others]
 
 
-def _named_after(split: SplitName, listed: list[hub.HubFile]) -> Iterator[hub.HubFile]:
+def _named_after(split: SplitName, listed: list[HubFile]) -> Iterator[HubFile]:
     pattern = re.compile(rf"(^|[-_./])({WORDS[split]})([-_./]|$)")
     return (file for file in listed if pattern.search(file.name))

@@ -15,13 +15,14 @@ from typing import Any
 
 from finetune_api import uris
 from finetune_api.reasons import Reason
+from finetune_api.references import to_model
 from finetune_api.run import Run
 from finetune_trainer.pretrained.tokenizer import FILES
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import beside, megabytes, new_folder, write_file
-from finetune_trainer.runtime.volumes import Named
 from finetune_trainer.runtime.workspace import Workspace
-from finetune_trainer.storage import hub
+from finetune_trainer.storage.hub import HubFile
+from finetune_trainer.storage.inputs import Input
 from finetune_trainer.storage.json_file import read_json
 from finetune_trainer.storage.safetensors_file import TensorFile
 
@@ -93,16 +94,15 @@ def text_part(page: dict[str, Any]) -> dict[str, Any]:
 
 def base_model(run: Run, workspace: Workspace, known: dict[str, str]) -> BaseModel:
     """The model of `spec.model`. `known` maps stamps of weights to their digests."""
-    source = run.spec.model
-    if uris.parse(source.uri).scheme == "hf":
-        folder, revision = _fetched(run, workspace)
-        config, weights = _checked(folder, source.uri)
+    where, name = _input(run), run.spec.model.uri
+    if where.is_remote:
+        folder, revision = _fetched(where, workspace)
+        config, weights = _checked(folder, name)
     else:
-        where = _named(run)
-        folder, revision = _mounted(run, where), ""
-        config, weights = _checked(folder, source.uri, lambda path: where.proven(run, path))
+        folder, revision = _mounted(where), ""
+        config, weights = _checked(folder, name, where.proven)
     stamp = _stamp(weights)
-    return BaseModel(folder, source.uri, revision or known.get(stamp) or _digest(weights), stamp, config, weights)
+    return BaseModel(folder, name, revision or known.get(stamp) or _digest(weights), stamp, config, weights)
 
 
 def check_unchanged(run: Run, folder: Path, stamp: str, revision: str) -> None:
@@ -111,62 +111,59 @@ def check_unchanged(run: Run, folder: Path, stamp: str, revision: str) -> None:
     A job can wait for days between two stages, and who may write to the volume can put links or other weights there.
     Weights are read only where their stamp has changed. A fetched model lies on the workspace, which is the run's own.
     """
-    if uris.parse(run.spec.model.uri).scheme == "hf":
+    where = _input(run)
+    if where.is_remote:
         return
-    where = _named(run)
-    where.proven(run, folder)
-    _check_files(run, where, folder)
-    _, weights = _checked(folder, where.uri, lambda path: where.proven(run, path))
+    where.proven(folder)
+    _check_files(where, folder)
+    _, weights = _checked(folder, run.spec.model.uri, where.proven)
     if _stamp(weights) != stamp and _digest(weights) != revision:
         why = "holds other weights than when the run was prepared: put those back, or apply the job under a new name"
-        raise where.failure(why, reason=Reason.CHECKPOINT_MISMATCH)
+        raise where.named.failure(why, reason=Reason.CHECKPOINT_MISMATCH)
 
 
-def _named(run: Run) -> Named:
-    return Named(f"{FIELD}.uri", run.spec.model.uri, Reason.MODEL_UNAVAILABLE)
+def _input(run: Run) -> Input:
+    return Input(run, to_model(run.spec), "model")
 
 
-def _mounted(run: Run, where: Named) -> Path:
+def _mounted(where: Input) -> Path:
     """The folder; every file in it that anything may open lies in its volume and can be read."""
-    folder = where.located(run)
-    _check_files(run, where, folder)
+    folder = where.located()
+    _check_files(where, folder)
     return folder
 
 
-def _check_files(run: Run, where: Named, folder: Path) -> None:
-    uri = where.uri
+def _check_files(where: Input, folder: Path) -> None:
+    uri = where.reference.uri
     if not folder.exists():
         raise Failure(Reason.MODEL_UNAVAILABLE, f"{FIELD}.uri: {uri} does not exist{beside(folder)}")
     if not folder.is_dir():
         raise Failure(Reason.MODEL_INVALID, f"{FIELD}.uri: {uri} is a file; name the folder that holds the model")
     for path in sorted(folder.iterdir()):
         if path.is_file():
-            where.proven(run, path)
+            where.proven(path)
             if path.name in CONFIGS or path.suffix == ".safetensors":
                 path.open("rb").close()  # libraries tell a refusal as a broken file
 
 
-def _fetched(run: Run, workspace: Workspace) -> tuple[Path, str]:
-    source = run.spec.model
-    wanted = {"uri": source.uri, "revision": source.revision}
+def _fetched(where: Input, workspace: Workspace) -> tuple[Path, str]:
+    """The folder on the workspace, and the commit."""
+    wanted = {"uri": where.reference.uri, "revision": where.reference.revision}
     origin = read_json(workspace.model / ORIGIN, "the workspace")
     if {key: origin.get(key) for key in wanted} == wanted:
-        log.info("model %s is on the workspace already", source.uri)
+        log.info("model %s is on the workspace already", where.reference.uri)
         return workspace.model, str(origin["commit"])
-    where = hub.place(run, source.uri, FIELD, Reason.MODEL_UNAVAILABLE, source.auth)
-    found = hub.repository(where, "model", source.revision)
-    files = _needed(found.files)
     partial = workspace.root / "model.partial"
-    hub.fetch(where, found, files, partial)
+    fetched = where.fetched(partial, _needed)
     with new_folder(workspace.model) as draft:
-        for file in files:
-            (partial / file.name).rename(draft / file.name)
-        write_file(draft / ORIGIN, json.dumps(wanted | {"commit": found.commit}))
+        for name in fetched.names:
+            (partial / name).rename(draft / name)
+        write_file(draft / ORIGIN, json.dumps(wanted | {"commit": fetched.revision}))
     shutil.rmtree(partial, ignore_errors=True)
-    return workspace.model, found.commit
+    return workspace.model, fetched.revision
 
 
-def _needed(files: list[hub.HubFile]) -> list[hub.HubFile]:
+def _needed(files: list[HubFile]) -> list[HubFile]:
     """Config, tokenizer and safetensors at the top of the repository; other forms of the weights are left there."""
     weights = [file for file in files if file.name.endswith(".safetensors") and "/" not in file.name]
     standard = [file for file in weights if file.name.startswith("model")]

@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.numpy import save_file
 from finetune_api import uris
 from finetune_api.methods import START_FROM, AdapterSource, StartFrom
 from finetune_api.reasons import Reason
+from finetune_api.references import to_adapters
 from finetune_api.run import Run
 from finetune_api.schema import Model
 from finetune_api.spec import FineTuneJobSpec
@@ -28,9 +30,9 @@ from finetune_trainer.pretrained.base_model import BaseModel
 from finetune_trainer.pretrained.stored_adapter import CONFIG, MANIFEST, ORIGINS, WEIGHTS, StoredAdapter, StoredLayer
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import beside, new_folder, sha256, sha256_of
-from finetune_trainer.runtime.volumes import Named
 from finetune_trainer.runtime.workspace import Workspace
-from finetune_trainer.storage import hub
+from finetune_trainer.storage.hub import HubFile
+from finetune_trainer.storage.inputs import Input
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ def composed_start(run: Run, workspace: Workspace, model: BaseModel, known: Star
     key = _key(run, wished, model)
     if known is not None and known.key == key and (workspace.start / WEIGHTS).is_file():
         return known
-    adapters, revisions = _opened(run, wished, workspace)
+    adapters, revisions = _opened(run, workspace)
     _check_base(adapters, model)
     with new_folder(workspace.start) as draft:
         write_start(adapters, wished, run.spec.training.seed, draft)
@@ -93,11 +95,12 @@ def composed_here(spec: FineTuneJobSpec, folder: Path) -> FineTuneJobSpec:
     if wished is None:
         return spec
     adapters = []
-    for index, source in enumerate(wished.adapters):
-        place, uri = f"{START_FROM}.adapters[{index}]", uris.parse(source.uri)
+    for reference in to_adapters(spec):
+        uri = uris.parse(reference.uri)
         if uri.scheme != "file":
-            raise Failure(Reason.INPUT_UNAVAILABLE, f"{place}.uri: {uri} is not on this machine: name it as file://")
-        adapters.append(StoredAdapter(Path(uri.path), place, source.uri))
+            told = f"{reference.field}.uri: {uri} is not on this machine: name it as file://"
+            raise Failure(Reason.INPUT_UNAVAILABLE, told)
+        adapters.append(StoredAdapter(Path(uri.path), reference.field, reference.uri))
     write_start(adapters, wished, spec.training.seed, folder)
     return settled(spec, folder)
 
@@ -118,8 +121,7 @@ def is_taken_as_it_is(wished: StartFrom) -> bool:
 
 def _key(run: Run, wished: StartFrom, model: BaseModel) -> str:
     """Covers all that shapes the start, with stamps in place of content; of the hub, what was asked of it."""
-    mounted = [_mounted(run, source, f"{START_FROM}.adapters[{index}]") for index, source in enumerate(wished.adapters)]
-    stamps = [_stamp(folder) for folder in mounted if folder is not None]
+    stamps = [_stamp(_mounted(where)) for where in _inputs(run) if not where.is_remote]
     return sha256_of([wished.to_wire(), run.spec.training.seed, model.revision, stamps])
 
 
@@ -128,32 +130,42 @@ def _stamp(folder: Path) -> list[str]:
     return [f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in found]
 
 
-def _mounted(run: Run, source: AdapterSource, place: str) -> Path | None:
-    """The folder of an adapter, whose files lie in its volume; None for one that has to be fetched."""
-    where = Named(f"{place}.uri", source.uri, Reason.INPUT_UNAVAILABLE)
-    if uris.parse(source.uri).scheme == "hf":
-        return None
-    folder = where.located(run)
+def _inputs(run: Run) -> list[Input]:
+    return [Input(run, reference, "model") for reference in to_adapters(run.spec)]
+
+
+def _mounted(where: Input) -> Path:
+    """The folder of an adapter, whose files lie in its volume."""
+    folder = where.located()
     for name in FILES:
-        where.proven(run, folder / name)
+        where.proven(folder / name)
     return folder
 
 
-def _opened(run: Run, wished: StartFrom, workspace: Workspace) -> tuple[list[StoredAdapter], list[str]]:
+def _opened(run: Run, workspace: Workspace) -> tuple[list[StoredAdapter], list[str]]:
     """The adapters, and what pins each: the hub's commit or the sha256 of its weights."""
     adapters, revisions = [], []
-    for index, source in enumerate(wished.adapters):
-        place = f"{START_FROM}.adapters[{index}]"
-        folder, commit = _mounted(run, source, place), ""
-        if folder is None:
-            folder, commit = _fetched(run, source, place, workspace.downloads / f"adapter-{index}")
-        elif not folder.exists():
-            raise Failure(Reason.INPUT_UNAVAILABLE, f"{place}.uri: {source.uri} does not exist{beside(folder)}")
-        elif source.uri in run.digests:
-            _check_published(folder, f"{place}.uri: {source.uri}", run.digests[source.uri])
-        adapters.append(StoredAdapter(folder, place, source.uri))
+    for index, where in enumerate(_inputs(run)):
+        place, uri, commit = where.reference.field, where.reference.uri, ""
+        if where.is_remote:
+            fetched = where.fetched(workspace.downloads / f"adapter-{index}", partial(_needed, where))
+            folder, commit = fetched.folder, fetched.revision
+        else:
+            folder = _mounted(where)
+            if not folder.exists():
+                raise Failure(Reason.INPUT_UNAVAILABLE, f"{place}.uri: {uri} does not exist{beside(folder)}")
+            if uri in run.digests:
+                _check_published(folder, f"{place}.uri: {uri}", run.digests[uri])
+        adapters.append(StoredAdapter(folder, place, uri))
         revisions.append(commit or f"sha256:{sha256(folder / WEIGHTS)}")
     return adapters, revisions
+
+
+def _needed(where: Input, listed: list[HubFile]) -> list[HubFile]:
+    names = {file.name for file in listed}
+    if WEIGHTS not in names and "adapter_model.bin" in names:
+        raise where.failure("has its weights as a pickle, which could run code: convert them", reason=Reason.BAD_SPEC)
+    return [file for file in listed if file.name in FILES]
 
 
 def _check_published(folder: Path, what: str, digest: str) -> None:
@@ -166,16 +178,6 @@ def _check_published(folder: Path, what: str, digest: str) -> None:
     for name in (CONFIG, WEIGHTS):
         if sha256(folder / name) != files[name]["sha256"]:
             raise Failure(Reason.INPUT_UNAVAILABLE, f"{what}: {name} is not the file that its manifest.json lists")
-
-
-def _fetched(run: Run, source: AdapterSource, place: str, folder: Path) -> tuple[Path, str]:
-    where = hub.place(run, source.uri, place, Reason.INPUT_UNAVAILABLE, source.auth)
-    found = hub.repository(where, "model", source.revision)
-    names = {file.name for file in found.files}
-    if WEIGHTS not in names and "adapter_model.bin" in names:
-        raise where.failure("has its weights as a pickle, which could run code: convert them", reason=Reason.BAD_SPEC)
-    hub.fetch(where, found, [file for file in found.files if file.name in FILES], folder)
-    return folder, found.commit
 
 
 def _check_base(adapters: list[StoredAdapter], model: BaseModel) -> None:

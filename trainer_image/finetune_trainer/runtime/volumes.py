@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from finetune_api import uris
 from finetune_api.reasons import Reason
 from finetune_api.references import references
 from finetune_api.run import NotPlainError, OutsideError, Run
@@ -27,7 +26,6 @@ UNREACHABLE = (
 REFUSING = (*DENIED, *UNREACHABLE, errno.EROFS)
 """What a workspace can do to a run; that a file of ours is missing there is another matter."""
 WORKSPACE = "workspace"
-REMOTE = ("hf", "https")
 WILD = re.compile(r"[*?\[]")
 
 
@@ -105,11 +103,9 @@ def _owner(run: Run, path: Path) -> Named | None:
 
 
 def _where(run: Run, place: Named) -> Path | None:
-    if uris.parse(place.uri).scheme in REMOTE:
-        return None
     try:
         path = run.locate(place.uri)
-    except (KeyError, OutsideError):
+    except (KeyError, OutsideError):  # on the network it is mounted nowhere
         return None
     if os.path.lexists(path):
         return path
