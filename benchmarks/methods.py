@@ -212,23 +212,23 @@ def bare_loop(run_file: str) -> int:
 
     run = read_run(Path(run_file))
     use_cores()
-    tuner = assemble(stage_of(run, Workspace(Path(run.workspace)), Progress("train"), StopRequest()))
-    moving = [parameter for parameter in tuner.model.parameters() if parameter.requires_grad]
+    trainer = assemble(stage_of(run, Workspace(Path(run.workspace)), Progress("train"), StopRequest()))
+    moving = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(moving, lr=1e-5, weight_decay=0, fused=True)
-    batches = iter(tuner.get_train_dataloader())
+    batches = iter(trainer.get_train_dataloader())
     assert run.spec.training.max_steps is not None
-    tuner.model.train()
+    trainer.model.train()
     tokens: list[int] = []
     ticks: list[float] = []
     for step in range(run.spec.training.max_steps):
         batch = next(batches)
-        with tuner.autocast():
-            loss = tuner.objective.compute_loss(tuner.model, batch).loss / batch["items"]
-        penalty = tuner.method.penalty(tuner.model)
+        with trainer.autocast():
+            loss = trainer.objective.compute_loss(trainer.model, batch).loss / batch["items"]
+        penalty = trainer.method.penalty(trainer.model)
         (loss if penalty is None else loss + penalty).backward()
         torch.nn.utils.clip_grad_norm_(moving, 1.0)
         optimizer.step()
-        tuner.method.after_step(tuner.model, step + 1)
+        trainer.method.after_step(trainer.model, step + 1)
         optimizer.zero_grad()
         tokens.append(batch["tokens"])
         ticks.append(time.perf_counter())
@@ -251,16 +251,16 @@ def reopened(run_file: str) -> int:
     run = read_run(Path(run_file))
     device.use_cores()
     stage = stage_of(run, Workspace(Path(run.workspace)), Progress("train"), StopRequest())
-    method, tuner = IMPLEMENTED[run.spec.method.kind], assemble(stage)
-    options, head = run.spec.method.options, tuner.objective.head(())
-    base = method.load(Path(stage.page.model_path), head, stage.page.pad_token_id, options, tuner.objective.dtype)
-    tuner.model = method.reopen(base, stage.workspace.result / results.ARTIFACT)
-    loading.narrow_frozen(tuner.model, tuner.objective.dtype)
+    method, trainer = IMPLEMENTED[run.spec.method.kind], assemble(stage)
+    options, head = run.spec.method.options, trainer.objective.head(())
+    base = method.load(Path(stage.page.model_path), head, stage.page.pad_token_id, options, trainer.objective.dtype)
+    trainer.model = method.reopen(base, stage.workspace.result / results.ARTIFACT)
+    loading.narrow_frozen(trainer.model, trainer.objective.dtype)
     rows, result = stage.rows("test"), results.read(stage.workspace.result)
     assert rows is not None
     assert result is not None
     assert result.evaluation.tuned is not None
-    metrics, _ = tuner.assess(rows, lambda: None)
+    metrics, _ = trainer.assess(rows, lambda: None)
     print(json.dumps({"difference": abs(metrics["loss"] - result.evaluation.tuned["loss"])}))
     return 0
 
@@ -296,7 +296,7 @@ MEASURES = {"bare": bare_loop, "train": train_stage, "reopen": reopened, "noise"
 
 COLUMNS = (
     "method",
-    "parameters that move",
+    "trainable parameters",
     "share",
     "held-out loss",
     "tokens/s",
@@ -347,7 +347,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
-    """Held-out loss against the share of the parameters that move: below and to the left is better."""
+    """Held-out loss against the share of the trainable parameters: below and to the left is better."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -363,7 +363,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
         axes.axhline(rows[0]["before"], color="#888888", linewidth=1, linestyle="--")
         axes.annotate("base model", (100 * min(row["share"] for row in rows), rows[0]["before"]), xytext=(0, 4),
                       textcoords="offset points", fontsize=8, color="#666666")  # fmt: skip
-    axes.set(xscale="log", xlabel="parameters that move, % of all", ylabel="held-out loss")
+    axes.set(xscale="log", xlabel="trainable parameters, % of all", ylabel="held-out loss")
     axes.grid(color="#dddddd", linewidth=0.5)
     figure.savefig(PICTURE, metadata={"Date": None})
 

@@ -2,17 +2,17 @@
 
     .venv/bin/python benchmarks/operator_lines.py
 
-`pods` and `templates` were part of `objects` then; `attempts`, `situation` and `verdicts` of `plan`. The sum over all
-says what really came.
+`manifests` was called `objects` then, and `pods` and `templates` were part of it; `attempts`, `situation` and
+`assessment` of `plan`. The sum over all says what really came.
 """
 
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "operator" / "finetune_operator"
-BEFORE = {"plan": 398, "status": 333, "objects": 309, "diagnosis": 185} | dict.fromkeys(
-    ("situation", "verdicts", "attempts", "pods", "templates"), 0
+BEFORE = {"plan": 398, "status": 333, "manifests": 309, "diagnosis": 185} | dict.fromkeys(
+    ("situation", "assessment", "attempts", "pods", "templates"), 0
 )
-COUNTED = ("plan", "status", "objects")
+COUNTED = ("plan", "status", "manifests")
 
 
 def main() -> None:

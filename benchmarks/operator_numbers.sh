@@ -37,5 +37,5 @@ cat <<TABLE
 | the same ÷ bare client's p99 | 3 | $(cell arrivals "operator ÷ bare" 3) | |
 | idle, $(cell idle "" 1) live jobs, $(cell idle "" 2) minutes: lists beside the sweep; warnings; writes | 0; 0; 0 | $(cell idle "" 3); $(cell idle "" 4); $(cell idle "" 5) | \`operator_idle.py\` |
 | eviction to the next pod, the longest of $(grep -c '^| [0-9]' "$out/evictions.md") in a row | 2 s | $(cell evictions longest 2) s, $(cell evictions longest 4) of a plain Job's | \`operator_evictions.py\` |
-| lines of plan, status and objects, now ÷ before | 1.25 | $(cell lines "plan, status, objects" 4) ($(cell lines "plan, status, objects" 3)); with the modules that took parts $(cell lines "all" 4) | \`operator_lines.py\` |
+| lines of plan, status and manifests, now ÷ before | 1.25 | $(cell lines "plan, status, manifests" 4) ($(cell lines "plan, status, manifests" 3)); with the modules that took parts $(cell lines "all" 4) | \`operator_lines.py\` |
 TABLE

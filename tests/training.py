@@ -20,7 +20,7 @@ from finetune_trainer.runtime.workspace import Workspace
 from finetune_trainer.stages.train import assemble, train
 from finetune_trainer.training.batching import Rows
 from finetune_trainer.training.context import Stage, stage_of
-from finetune_trainer.training.trainer import FineTuner
+from finetune_trainer.training.trainer import FineTuneTrainer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread only costs on models of this size
 
@@ -107,7 +107,7 @@ class Prepared:
     def stage(self) -> Stage:
         return stage_of(self.run, self.workspace, Progress("train"), StopRequest())
 
-    def tuner(self) -> FineTuner:
+    def trainer(self) -> FineTuneTrainer:
         """As `train` would put it together."""
         torch.manual_seed(self.run.spec.training.seed)
         return assemble(self.stage())
@@ -174,13 +174,13 @@ def loss_of(objective: Objective, model: nn.Module, rows: list[Row]) -> torch.Te
     return objective.compute_loss(model, objective.collate(rows)).loss
 
 
-def gradient_of(tuner: FineTuner, micro_batches: list[list[list[dict[str, Any]]]]) -> torch.Tensor:
+def gradient_of(trainer: FineTuneTrainer, micro_batches: list[list[list[dict[str, Any]]]]) -> torch.Tensor:
     """The gradient of one optimizer step over these micro-batches, as the Trainer's loop takes it."""
-    batches = [tuner.objective.collate(rows) for rows in micro_batches]
-    items = tuner._get_num_items_in_batch(batches, tuner.args.device)
-    training = tuner.model.training
-    tuner.model.zero_grad()
+    batches = [trainer.objective.collate(rows) for rows in micro_batches]
+    items = trainer._get_num_items_in_batch(batches, trainer.args.device)
+    training = trainer.model.training
+    trainer.model.zero_grad()
     for batch in batches:
-        tuner.compute_loss(tuner.model, batch, num_items_in_batch=items).backward()
-    tuner.model.train(training)
-    return torch.cat([p.grad.flatten().clone() for p in tuner.model.parameters() if p.requires_grad])
+        trainer.compute_loss(trainer.model, batch, num_items_in_batch=items).backward()
+    trainer.model.train(training)
+    return torch.cat([p.grad.flatten().clone() for p in trainer.model.parameters() if p.requires_grad])

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from finetune_api import labels
 from finetune_api.job import FineTuneJob
-from finetune_api.schema import Model, Rule, default_of, model_of
+from finetune_api.schema import ApiModel, Rule, default_of, model_of
 
 PRINTER_COLUMNS = [
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
@@ -205,7 +205,7 @@ def _is_list(annotation: Any) -> bool:
 def _default(field: FieldInfo) -> Any:
     """The default as the API server fills it in: only what was said, because it fills in the rest itself."""
     default = default_of(field)
-    return default.to_wire(exclude_unset=True) if isinstance(default, Model) else default
+    return default.to_wire(exclude_unset=True) if isinstance(default, ApiModel) else default
 
 
 def _without_defaults(schema: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api.reasons import Reason
-from finetune_api.schema import Model
+from finetune_api.schema import ApiModel
 from finetune_api.stages import StageName
 from finetune_api.status import Artifact, Data, EvaluationResult, Plan
 
@@ -19,7 +19,7 @@ TERMINATION_LIMIT = 4096
 """Bytes of a termination message (the kubelet's limit)."""
 
 
-class ProgressReport(Model):
+class ProgressReport(ApiModel):
     """The JSON page that each trainer pod serves at `/progress`."""
 
     stage: StageName
@@ -57,7 +57,7 @@ class ProgressReport(Model):
     """Step of the latest complete checkpoint."""
 
 
-class StageReport(Model):
+class StageReport(ApiModel):
     """The termination message: what the stage leaves in the operator's hands when its process ends."""
 
     stage: StageName

@@ -8,10 +8,10 @@ from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from finetune_api.schema import Model, Rule
+from finetune_api.schema import ApiModel, Rule
 
 
-def frozen(field: str, model: type[Model], editable: tuple[str, ...]) -> Rule:
+def frozen(field: str, model: type[ApiModel], editable: tuple[str, ...]) -> Rule:
     """`spec.field` cannot change, apart from the paths in `editable`."""
     rest = [path.removeprefix(f"{field}.") for path in editable if path.startswith(f"{field}.")]
     but = f" (apart from {', '.join(rest)})" if rest else ""
@@ -19,7 +19,7 @@ def frozen(field: str, model: type[Model], editable: tuple[str, ...]) -> Rule:
     return Rule(_same(field, model, editable), message)
 
 
-def _same(path: str, model: type[Model], editable: tuple[str, ...]) -> str:
+def _same(path: str, model: type[ApiModel], editable: tuple[str, ...]) -> str:
     """CEL: the object at `path` of type `model` is what it was."""
     if not _is_intricate(path, model, editable):
         return f"self.{path} == oldSelf.{path}"
@@ -41,7 +41,7 @@ def _if_set(path: str, same: str) -> str:
     return f"(has(self.{path}) ? has(oldSelf.{path}) && {same} : !has(oldSelf.{path}))"
 
 
-def _is_intricate(path: str, model: type[Model], editable: tuple[str, ...]) -> bool:
+def _is_intricate(path: str, model: type[ApiModel], editable: tuple[str, ...]) -> bool:
     """Whether something below counts as the same although it is written otherwise."""
     if any(one.startswith(f"{path}.") for one in editable):
         return True
@@ -52,7 +52,7 @@ def _is_intricate(path: str, model: type[Model], editable: tuple[str, ...]) -> b
     )
 
 
-def _defaulted(model: type[Model]) -> bool:
+def _defaulted(model: type[ApiModel]) -> bool:
     return any(_has_default(field) for field in model.model_fields.values())
 
 
@@ -60,14 +60,14 @@ def _has_default(field: FieldInfo) -> bool:
     return field.default_factory is not None or (not field.is_required() and field.default is not None)
 
 
-def _same_items(path: str, model: type[Model]) -> str:
+def _same_items(path: str, model: type[ApiModel]) -> str:
     if not _defaulted(model):
         return f"self.{path} == oldSelf.{path}"
     form = ", ".join(_texts("one", model))
     return f"self.{path}.map(one, [{form}]) == oldSelf.{path}.map(one, [{form}])"
 
 
-def _texts(item: str, model: type[Model], given: str = "") -> list[str]:
+def _texts(item: str, model: type[ApiModel], given: str = "") -> list[str]:
     """CEL: each scalar of `item` as text, with its default where it is absent."""
     texts = []
     for name, field in model.model_fields.items():
@@ -98,10 +98,10 @@ def _scalars(annotation: Any) -> set[Any]:
     return set().union(*map(_scalars, parts)) if parts else {annotation} if isinstance(annotation, type) else set()
 
 
-def model_of(annotation: Any) -> tuple[type[Model] | None, bool]:
+def model_of(annotation: Any) -> tuple[type[ApiModel] | None, bool]:
     """The contract model inside `X`, `X | None`, `list[X]` or `Annotated[...]` of those, None for scalars; and whether
     it is a list's."""
-    if isinstance(annotation, type) and issubclass(annotation, Model):
+    if isinstance(annotation, type) and issubclass(annotation, ApiModel):
         return annotation, False
     found = [one for part in get_args(annotation) if (one := model_of(part))[0] is not None]
     if not found:

@@ -4,12 +4,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from finetune_api.schema import Model
+from finetune_api.schema import ApiModel
 from finetune_api.spec import ROOT_RULES, FineTuneJobSpec, Metadata
 from finetune_api.status import FineTuneJobStatus
 
 
-class FineTuneJob(Model):
+class FineTuneJob(ApiModel):
     """A language model fine-tuned on your data: checked, trained, evaluated, published and verified."""
 
     rules: ClassVar = ROOT_RULES

@@ -1,4 +1,4 @@
-"""`spec.method`: which parameters move. One option model per method, with the field's names and its paper's defaults.
+"""`spec.method`: which parameters are trained. One option model per method, the field's names, its paper's defaults.
 
 `default_learning_rate` is the rate that a job gets that names none: methods differ in it by a factor of a thousand.
 What a method needs of the model's architecture only `prepare` can see; what options exclude each other stands here.
@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from finetune_api import uris
-from finetune_api.schema import Model, Rule, exactly_one_of
+from finetune_api.schema import ApiModel, Rule, exactly_one_of
 from finetune_api.sources import REVISION_OF_THE_HUB, Auth, not_a_local_file, plain_path, stays_inside
 
 ModuleName = Annotated[str, Field(min_length=1, max_length=256)]
@@ -28,12 +28,12 @@ _EVERY_OR_NAMED = Rule(
 )
 
 
-class MethodOptions(Model):
+class MethodOptions(ApiModel):
     """What every method has."""
 
     default_learning_rate: ClassVar[float]
     is_mergeable: ClassVar[bool] = True
-    """Whether what was learnt can become part of the base model's own weights."""
+    """Whether what was trained can become part of the base model's own weights."""
     is_plain_lora: ClassVar[bool] = False
     """Whether an ordinary LoRA adapter comes out, which inference servers take as it is."""
     takes_packed_rows: ClassVar[bool] = True
@@ -42,7 +42,7 @@ class MethodOptions(Model):
     """Whether what is published is a model, and no adapter of one."""
     needs_bitsandbytes: ClassVar[bool] = False
     takes_gradient_checkpointing: ClassVar[bool] = True
-    """Whether layers may be computed twice: that is done without a cache, and a cache can hold what is learnt."""
+    """Whether layers may be computed twice: that is done without a cache, and a cache can hold what is trained."""
 
     @property
     def positions(self) -> int:
@@ -55,7 +55,7 @@ class MethodOptions(Model):
         return []
 
 
-class AdapterSource(Model):
+class AdapterSource(ApiModel):
     """A stored LoRA adapter."""
 
     rules: ClassVar = (
@@ -80,7 +80,7 @@ class AdapterSource(Model):
     """Needed for gated or private adapters."""
 
 
-class StartFrom(Model):
+class StartFrom(ApiModel):
     """Stored LoRA adapters that become one. Each adds an update ΔW = scaling · B·A to a layer; `combination` says what
     becomes of them."""
 
@@ -264,7 +264,7 @@ class Ia3(MethodOptions):
 
 
 class BitFit(MethodOptions):
-    """Only the biases move (Ben Zaken et al. 2021, arXiv:2106.10199)."""
+    """Only the biases are trained (Ben Zaken et al. 2021, arXiv:2106.10199)."""
 
     default_learning_rate: ClassVar = 1e-3
 
@@ -366,7 +366,7 @@ class UniPelt(MethodOptions):
 
 
 class Full(MethodOptions):
-    """All parameters move."""
+    """All parameters are trained."""
 
     default_learning_rate: ClassVar = 2e-5
     publishes_whole_model: ClassVar = True
@@ -377,8 +377,8 @@ MEMORY_SAVERS = ("lora", "qlora")
 """Methods to advise where another does not fit, the one that changes least first."""
 
 
-class Method(Model):
-    """Which parameters move. Set exactly one member; LoRA unless told otherwise."""
+class Method(ApiModel):
+    """Which parameters are trained. Set exactly one member; LoRA unless told otherwise."""
 
     lora: Lora | None = None
     q_lora: Annotated[QLora | None, Field(alias="qlora")] = None

@@ -12,7 +12,7 @@ from pydantic import Field
 from pydantic.alias_generators import to_snake
 
 from finetune_api import labels
-from finetune_api.schema import DnsLabel, DnsName, KeyName, Model, QualifiedName, Quantity, Rule, exactly_one_of
+from finetune_api.schema import ApiModel, DnsLabel, DnsName, KeyName, QualifiedName, Quantity, Rule, exactly_one_of
 from finetune_api.stages import STAGES
 
 MOUNTABLE = "/mnt"
@@ -90,7 +90,7 @@ RelativePath = Annotated[
 GroupId = Annotated[int, Field(ge=0, le=2_147_483_647)]
 
 
-class PodMetadata(Model):
+class PodMetadata(ApiModel):
     """Labels and annotations of the pods."""
 
     rules: ClassVar = (
@@ -114,14 +114,14 @@ class PodMetadata(Model):
     """As in a pod."""
 
 
-class LocalReference(Model):
+class LocalReference(ApiModel):
     """An object of the job's namespace."""
 
     name: DnsName
     """Its name."""
 
 
-class KeyReference(Model):
+class KeyReference(ApiModel):
     """A key of a Secret or ConfigMap of the job's namespace."""
 
     name: DnsName
@@ -132,7 +132,7 @@ class KeyReference(Model):
     """True: the pod starts without it too."""
 
 
-class ValueSource(Model):
+class ValueSource(ApiModel):
     """Where a variable's value comes from."""
 
     rules: ClassVar = (exactly_one_of("secretKeyRef", "configMapKeyRef"),)
@@ -143,7 +143,7 @@ class ValueSource(Model):
     """A key of a ConfigMap."""
 
 
-class Variable(Model):
+class Variable(ApiModel):
     """An environment variable of the trainer."""
 
     rules: ClassVar = (
@@ -170,7 +170,7 @@ class Variable(Model):
     """Or a key of a Secret or ConfigMap."""
 
 
-class KeyToPath(Model):
+class KeyToPath(ApiModel):
     """One key as one file."""
 
     key: KeyName
@@ -179,7 +179,7 @@ class KeyToPath(Model):
     """File name, relative to the mount."""
 
 
-class SecretVolume(Model):
+class SecretVolume(ApiModel):
     """A Secret as files."""
 
     secret_name: DnsName
@@ -190,7 +190,7 @@ class SecretVolume(Model):
     """True: the pod starts without it too."""
 
 
-class ConfigMapVolume(Model):
+class ConfigMapVolume(ApiModel):
     """A ConfigMap as files."""
 
     name: DnsName
@@ -201,7 +201,7 @@ class ConfigMapVolume(Model):
     """True: the pod starts without it too."""
 
 
-class ClaimVolume(Model):
+class ClaimVolume(ApiModel):
     """A volume claim."""
 
     claim_name: DnsName
@@ -210,7 +210,7 @@ class ClaimVolume(Model):
     """True: mounted read-only."""
 
 
-class EmptyVolume(Model):
+class EmptyVolume(ApiModel):
     """An empty folder that goes with the pod."""
 
     medium: Literal["", "Memory"] | None = None
@@ -219,7 +219,7 @@ class EmptyVolume(Model):
     """A pod that writes more is evicted."""
 
 
-class Volume(Model):
+class Volume(ApiModel):
     """A volume of one's own. A stage that mounts it nowhere does not have it."""
 
     rules: ClassVar = (
@@ -239,7 +239,7 @@ class Volume(Model):
     """As in a pod."""
 
 
-class Mount(Model):
+class Mount(ApiModel):
     """Where a volume is mounted."""
 
     name: DnsLabel
@@ -275,7 +275,7 @@ VALUES_FIT = Rule(
 LabelValues = Annotated[list[LabelValue], Field(max_length=32)]
 
 
-class SelectorRequirement(Model):
+class SelectorRequirement(ApiModel):
     """As in a pod."""
 
     rules: ClassVar = (VALUES_FIT,)
@@ -288,7 +288,7 @@ class SelectorRequirement(Model):
     """With what."""
 
 
-class NodeRequirement(Model):
+class NodeRequirement(ApiModel):
     """As in a pod."""
 
     rules: ClassVar = (VALUES_FIT,)
@@ -301,7 +301,7 @@ class NodeRequirement(Model):
     """With what."""
 
 
-class FieldRequirement(Model):
+class FieldRequirement(ApiModel):
     """As in a pod."""
 
     key: Literal["metadata.name"]
@@ -312,7 +312,7 @@ class FieldRequirement(Model):
     """With which name."""
 
 
-class LabelSelector(Model):
+class LabelSelector(ApiModel):
     """Which objects, by their labels."""
 
     match_labels: Labels | None = None
@@ -321,7 +321,7 @@ class LabelSelector(Model):
     """And all of these."""
 
 
-class NodeTerm(Model):
+class NodeTerm(ApiModel):
     """Which nodes; all of it has to hold."""
 
     match_expressions: Annotated[list[NodeRequirement], Field(max_length=16)] | None = None
@@ -333,7 +333,7 @@ class NodeTerm(Model):
 Weight = Annotated[int, Field(ge=1, le=100)]
 
 
-class PreferredNode(Model):
+class PreferredNode(ApiModel):
     """As in a pod."""
 
     weight: Weight
@@ -342,14 +342,14 @@ class PreferredNode(Model):
     """Which nodes."""
 
 
-class NodeSelector(Model):
+class NodeSelector(ApiModel):
     """One of the terms has to hold."""
 
     node_selector_terms: Annotated[list[NodeTerm], Field(min_length=1, max_length=16)]
     """The terms."""
 
 
-class NodeAffinity(Model):
+class NodeAffinity(ApiModel):
     """As in a pod."""
 
     required_during_scheduling_ignored_during_execution: NodeSelector | None = None
@@ -381,7 +381,7 @@ def _beside_selector(*fields: str) -> Rule:
     )
 
 
-class PodTerm(Model):
+class PodTerm(ApiModel):
     """Which pods, and how near."""
 
     rules: ClassVar = (
@@ -408,7 +408,7 @@ class PodTerm(Model):
     """As in a pod."""
 
 
-class PreferredPod(Model):
+class PreferredPod(ApiModel):
     """As in a pod."""
 
     weight: Weight
@@ -417,7 +417,7 @@ class PreferredPod(Model):
     """Which pods."""
 
 
-class PodAffinity(Model):
+class PodAffinity(ApiModel):
     """As in a pod."""
 
     required_during_scheduling_ignored_during_execution: Annotated[list[PodTerm], Field(max_length=8)] | None = None
@@ -428,7 +428,7 @@ class PodAffinity(Model):
     """As in a pod."""
 
 
-class Affinity(Model):
+class Affinity(ApiModel):
     """As in a pod."""
 
     node_affinity: NodeAffinity | None = None
@@ -439,7 +439,7 @@ class Affinity(Model):
     """Away from which pods."""
 
 
-class Toleration(Model):
+class Toleration(ApiModel):
     """As in a pod."""
 
     rules: ClassVar = (
@@ -467,7 +467,7 @@ class Toleration(Model):
     """How long a NoExecute taint is tolerated."""
 
 
-class Spread(Model):
+class Spread(ApiModel):
     """As in a pod."""
 
     rules: ClassVar = (
@@ -497,7 +497,7 @@ class Spread(Model):
     """As in a pod."""
 
 
-class SELinuxOptions(Model):
+class SELinuxOptions(ApiModel):
     """As in a pod."""
 
     user: Text | None = None
@@ -515,7 +515,7 @@ IdName = Literal["runAsUser", "runAsGroup", "fsGroup", "fsGroupChangePolicy"]
 IDS: tuple[IdName, ...] = get_args(IdName)
 
 
-class PodSecurityContext(Model):
+class PodSecurityContext(ApiModel):
     """Ids of the pods; one that is not named stays as it is. Left out of the pod, so that the platform gives its own
     (OpenShift): an id in `unset`, an id that is null, and all ids where securityContext is empty. Of these a null is
     dropped on the way by `kubectl apply`, Helm and most tools that write YAML. runAsNonRoot, the seccomp profile and
@@ -553,7 +553,7 @@ class PodSecurityContext(Model):
         return [*nulls, *(self.unset or [])]
 
 
-class EphemeralStorage(Model):
+class EphemeralStorage(ApiModel):
     """Disk of the node that a pod may use. A pod that exceeds its limit is evicted, by its own fault."""
 
     request: Quantity | None = None
@@ -574,7 +574,7 @@ def _told_apart(field: str, by: str) -> Rule:
     return Rule(rule, f"{field}: two items have the same {by}", holds=holds)
 
 
-class StageTemplate(Model):
+class StageTemplate(ApiModel):
     """What may be said about the pods of a stage."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -615,7 +615,7 @@ class StageTemplate(Model):
     """Request and limit of the node's disk."""
 
 
-class Stages(Model):
+class Stages(ApiModel):
     """What differs in one stage. `prepare` and `publish` hold no GPU and need no GPU nodes."""
 
     prepare: StageTemplate | None = None

@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from finetune_api import labels, uris
-from finetune_api.schema import Model
+from finetune_api.schema import ApiModel
 from finetune_api.spec import FineTuneJobSpec
 
 MAX_BYTES = 100 << 30
@@ -30,7 +30,7 @@ class NotPlainError(OutsideError):
     """It is seen by the path itself, without a look at the volume."""
 
 
-class Downloads(Model):
+class Downloads(ApiModel):
     """What an `https://` source may be; the platform team's choice."""
 
     allow: list[str] = []
@@ -50,7 +50,7 @@ class Downloads(Model):
         return entries
 
 
-class Run(Model):
+class Run(ApiModel):
     """A frozen run. It is written once: a later default or a later operator never changes it."""
 
     name: str

@@ -28,7 +28,7 @@ class Rule:
     """True: it says that one member of a union is set."""
 
 
-class Model(BaseModel):
+class ApiModel(BaseModel):
     """A frozen object of the contract; the docstrings of its fields become the descriptions of `kubectl explain`."""
 
     model_config = ConfigDict(
@@ -46,7 +46,7 @@ class Model(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, **options)
 
 
-def broken_rules(value: Model, path: str = "", unions_only: bool = False) -> Iterator[str]:
+def broken_rules(value: ApiModel, path: str = "", unions_only: bool = False) -> Iterator[str]:
     """What `value`, or an object below it, breaks of the rules that Python can check, each with its place."""
     for rule in value.rules:
         if rule.holds is not None and rule.is_union >= unions_only and not rule.holds(value):
@@ -56,11 +56,11 @@ def broken_rules(value: Model, path: str = "", unions_only: bool = False) -> Ite
             continue
         below, inner = f"{path}.{key}".removeprefix("."), getattr(value, name)
         for number, item in enumerate(inner if isinstance(inner, list) else [inner]):
-            if isinstance(item, Model):
+            if isinstance(item, ApiModel):
                 yield from broken_rules(item, f"{below}[{number}]" if isinstance(inner, list) else below, unions_only)
 
 
-def unknown_fields(model: type[Model], stored: Any, path: str) -> Iterator[str]:
+def unknown_fields(model: type[ApiModel], stored: Any, path: str) -> Iterator[str]:
     """Paths of what a stored object holds and `model` does not know."""
     members = _members(model)
     for key, value in stored.items() if isinstance(stored, dict) else ():
@@ -73,7 +73,7 @@ def unknown_fields(model: type[Model], stored: Any, path: str) -> Iterator[str]:
 
 
 @cache
-def _members(model: type[Model]) -> dict[str, tuple[str, type[Model] | None]]:
+def _members(model: type[ApiModel]) -> dict[str, tuple[str, type[ApiModel] | None]]:
     """For each field as it is spelled in YAML: its name in Python, and the contract model in it."""
     return {one.alias or name: (name, model_of(one.annotation)) for name, one in model.model_fields.items()}
 
@@ -81,7 +81,7 @@ def _members(model: type[Model]) -> dict[str, tuple[str, type[Model] | None]]:
 def exactly_one_of(*fields: str) -> Rule:
     """Exactly one of the optional members of a union is set."""
 
-    def holds(value: Model) -> bool:
+    def holds(value: ApiModel) -> bool:
         known = type(value).model_fields.items()
         return sum(getattr(value, name) is not None for name, one in known if (one.alias or name) in fields) == 1
 
@@ -144,15 +144,15 @@ def default_of(field: FieldInfo) -> Any:
     return None if field.is_required() else field.get_default(call_default_factory=True)
 
 
-def model_of(annotation: Any) -> type[Model] | None:
+def model_of(annotation: Any) -> type[ApiModel] | None:
     """The contract model inside `X`, `X | None`, `list[X]` or `Annotated[...]` of those; None for scalars."""
-    if isinstance(annotation, type) and issubclass(annotation, Model):
+    if isinstance(annotation, type) and issubclass(annotation, ApiModel):
         return annotation
     found = [model for part in get_args(annotation) if (model := model_of(part)) is not None]
     return found[0] if found else None
 
 
-def members_that(union: type[Model], trait: str) -> list[str]:
+def members_that(union: type[ApiModel], trait: str) -> list[str]:
     """Wire names of those members of a union whose type has the class attribute `trait` set."""
     members = {str(field.alias): model_of(field.annotation) for field in union.model_fields.values()}
     return [name for name, member in members.items() if getattr(member, trait)]

@@ -4,7 +4,7 @@ It decides what may stand in any `uri` field. Which schemes fit which place is s
 """
 
 from finetune_api import uris
-from finetune_api.schema import DnsName, KeyName, Model, Rule
+from finetune_api.schema import ApiModel, DnsName, KeyName, Rule
 
 _LOCAL_FILE = "file:// works only with `finetune run` on one machine; in a cluster use pvc://claim/path"
 
@@ -30,7 +30,7 @@ def plain_path(field: str) -> Rule:
     return Rule(f"!self.{field}.matches(r'{uris.NOT_PLAIN}')", message)
 
 
-class Auth(Model):
+class Auth(ApiModel):
     """Credentials for one source."""
 
     secret_name: DnsName

@@ -1,7 +1,7 @@
 """The `spec` of a FineTuneJob: what a person may ask for, with bounds, defaults and the rules between fields.
 
 A field exists here only if the operator or the trainer acts on it. Two axes carry it: `objective` (which loss) and
-`method` (which parameters move); neither knows the other.
+`method` (which parameters are trained); neither knows the other.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,10 +14,10 @@ from finetune_api.frozen import frozen
 from finetune_api.methods import Lora, Method
 from finetune_api.pods import NodeLabels, PodTemplate, Toleration
 from finetune_api.schema import (
+    ApiModel,
     DnsLabel,
     DnsName,
     ExtendedResource,
-    Model,
     Quantity,
     Rule,
     at_most_one_of,
@@ -30,7 +30,7 @@ from finetune_api.sources import REVISION_OF_THE_HUB, Auth, not_a_local_file, pl
 from finetune_api.uris import DATASET_FORMS, DATASET_PATTERN, MODEL_FORMS, MODEL_PATTERN, OUTPUT_FORMS, OUTPUT_PATTERN
 
 
-class ModelSource(Model):
+class ModelSource(ApiModel):
     """The base model."""
 
     rules: ClassVar = (not_a_local_file("uri"), stays_inside("uri"), plain_path("uri"))
@@ -48,7 +48,7 @@ class ModelSource(Model):
 ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
 
 
-class Columns(Model):
+class Columns(ApiModel):
     """Which column of the data plays which part. A part left out is looked for under its own name."""
 
     rules: ClassVar = (
@@ -70,7 +70,7 @@ class Columns(Model):
     """The class of a record (`classification`)."""
 
 
-class Source(Model):
+class Source(ApiModel):
     """One set of records."""
 
     rules: ClassVar = (
@@ -92,7 +92,7 @@ class Source(Model):
     """Needed for gated or private data."""
 
 
-class Split(Model):
+class Split(ApiModel):
     """Held-out data: a share of the training records, or sources of its own."""
 
     rules: ClassVar = (exactly_one_of("fraction", "sources"),)
@@ -107,7 +107,7 @@ class Split(Model):
 SplitName = Literal["train", "validation", "test"]
 
 
-class Dataset(Model):
+class Dataset(ApiModel):
     """The records to learn from and to be judged on."""
 
     train: Annotated[list[Source], Field(min_length=1, max_length=32)]
@@ -123,7 +123,7 @@ class Dataset(Model):
     document boundaries (CUDA) and groups by length elsewhere."""
 
 
-class ObjectiveOptions(Model):
+class ObjectiveOptions(ApiModel):
     """What every objective has."""
 
     takes_packed_rows: ClassVar[bool] = False
@@ -169,7 +169,7 @@ class Classification(ObjectiveOptions):
         return self.labels
 
 
-class Objective(Model):
+class Objective(ApiModel):
     """Which loss is minimised. Set exactly one member; supervised fine-tuning unless told otherwise."""
 
     rules: ClassVar = (exactly_one_of("sft", "classification"),)
@@ -189,12 +189,12 @@ class Objective(Model):
         return options
 
 
-def _only_member(union: Model) -> str:
+def _only_member(union: ApiModel) -> str:
     (name,) = [name for name in type(union).model_fields if getattr(union, name) is not None]
     return name
 
 
-class EarlyStopping(Model):
+class EarlyStopping(ApiModel):
     """Stop when the validation loss no longer falls."""
 
     patience: Annotated[int, Field(ge=1, le=1000)] = 3
@@ -208,7 +208,7 @@ BatchSize = Annotated[Annotated[int, Field(ge=1, le=65536)] | Literal["auto"], o
 MicroBatchSize = Annotated[Annotated[int, Field(ge=1, le=4096)] | Literal["auto"], or_auto(1, 4096)]
 
 
-class Training(Model):
+class Training(ApiModel):
     """The optimizer, and how it is driven."""
 
     rules: ClassVar = (
@@ -234,7 +234,7 @@ class Training(Model):
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     """Peak learning rate. Default: the method's own."""
     optimizer: Literal["adamw", "adamw8bit", "pagedAdamw8bit", "adafactor"] = "adamw"
-    """`adamw` holds two fp32 moments of each parameter that moves: 8 bytes. `adamw8bit` holds them in 8 bits with a
+    """`adamw` holds two fp32 moments of each trainable parameter: 8 bytes. `adamw8bit` holds them in 8 bits with a
     scale a block, those of embeddings and of small tensors excepted: 2 bytes (Dettmers et al. 2021, arXiv:2110.02861).
     `pagedAdamw8bit` moves these to the host's memory while a GPU's runs short. `adafactor` holds no first moment, and
     of the second one row and one column a matrix (Shazeer and Stern 2018, arXiv:1804.04235)."""
@@ -251,7 +251,7 @@ class Training(Model):
     the input and the answer may each be so long."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the forward pass; `auto` takes bf16 where the device has matrix units for it: GPUs from compute
-    capability 8.0, CPUs with AMX. status.plan says what it took. Weights that move are kept in fp32."""
+    capability 8.0, CPUs with AMX. status.plan says what it took. Trainable weights are kept in fp32."""
     gradient_checkpointing: bool = False
     """Compute activations twice to hold fewer of them: less memory, about a third slower."""
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 42
@@ -260,7 +260,7 @@ class Training(Model):
     """Off unless set."""
 
 
-class Checkpoint(Model):
+class Checkpoint(ApiModel):
     """When the run is saved for resuming. It is also saved when it is asked to stop."""
 
     rules: ClassVar = (at_most_one_of("everySteps", "everyMinutes"),)
@@ -273,7 +273,7 @@ class Checkpoint(Model):
     """How many of the latest are kept; the best by validation loss is kept besides."""
 
 
-class Evaluation(Model):
+class Evaluation(ApiModel):
     """What is measured beside the loss."""
 
     every_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
@@ -284,7 +284,7 @@ class Evaluation(Model):
     """Length limit of those answers."""
 
 
-class Output(Model):
+class Output(ApiModel):
     """Where the result goes."""
 
     rules: ClassVar = (not_a_local_file("uri"), stays_inside("uri"), plain_path("uri"))
@@ -296,7 +296,7 @@ class Output(Model):
     """Also publish the whole model with the adapter merged in, under `merged/`."""
 
 
-class Reclaim(Model):
+class Reclaim(ApiModel):
     """What becomes of the workspace volume when the job has ended. It may be edited until then."""
 
     on_success: Literal["Delete", "Retain"] = "Delete"
@@ -307,7 +307,7 @@ class Reclaim(Model):
     when the job has failed."""
 
 
-class Workspace(Model):
+class Workspace(ApiModel):
     """The volume that the stages share: prepared data, checkpoints, the result before it is published."""
 
     rules: ClassVar = (
@@ -339,7 +339,7 @@ class Workspace(Model):
         return (reclaim.on_success if success else reclaim.on_failure) == "Delete"
 
 
-class Resources(Model):
+class Resources(ApiModel):
     """What each stage's pod asks for; only `train` asks for GPUs."""
 
     gpus: Annotated[int, Field(ge=0, le=1)] = 1
@@ -356,7 +356,7 @@ class Resources(Model):
     workspace: Workspace = Field(default_factory=Workspace)
 
 
-class Scheduling(Model):
+class Scheduling(ApiModel):
     """Where the pods may run. All stages share it, because they share a volume."""
 
     queue: DnsLabel | None = None
@@ -369,7 +369,7 @@ class Scheduling(Model):
     """As in a pod, of all stages, besides those of podTemplate."""
 
 
-class Retry(Model):
+class Retry(ApiModel):
     """What happens after a failure that another try may heal. Preemption, eviction and other requests to stop are not
     counted, unless the pod was evicted for what it used itself."""
 
@@ -378,7 +378,7 @@ class Retry(Model):
     when it is raised."""
 
 
-FROZEN: dict[str, type[Model]] = {
+FROZEN: dict[str, type[ApiModel]] = {
     "model": ModelSource,
     "dataset": Dataset,
     "objective": Objective,
@@ -396,12 +396,12 @@ STEERING = ("scheduling", "podTemplate", "retry", "restarts", "suspend", "deadli
 """The other fields: an edit is acted upon at once, or at the next attempt at the latest."""
 
 
-def _any_of(field: str, union: type[Model], trait: str) -> str:
+def _any_of(field: str, union: type[ApiModel], trait: str) -> str:
     """CEL: the member of the union at `field` that is set is one of those with this trait."""
     return "(" + " || ".join(f"has(self.{field}.{name})" for name in members_that(union, trait)) + ")"
 
 
-class FineTuneJobSpec(Model):
+class FineTuneJobSpec(ApiModel):
     """What to fine-tune, on what, how, and where the result goes."""
 
     rules: ClassVar = (
@@ -516,10 +516,10 @@ def _uris(part: Any) -> Iterator[str]:
             yield from _uris(below)
 
 
-class Metadata(Model):
+class Metadata(ApiModel):
     """The part of an object's metadata that the contract reads; Kubernetes owns the rest."""
 
-    model_config = {**Model.model_config, "extra": "ignore"}
+    model_config = {**ApiModel.model_config, "extra": "ignore"}
 
     name: str
     namespace: str = "default"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-from finetune_api.schema import Model, model_of
+from finetune_api.schema import ApiModel, model_of
 
 Text = Annotated[str, Field(max_length=4096)]
 Word = Annotated[str, Field(max_length=256)]
@@ -19,7 +19,7 @@ CONDITIONS = 32
 """More than this release has types: room for those of others."""
 
 
-class Condition(Model):
+class Condition(ApiModel):
     """As metav1.Condition."""
 
     type: Word
@@ -37,14 +37,14 @@ class Condition(Model):
     """The generation of the spec that it speaks of."""
 
 
-class Memory(Model):
+class Memory(ApiModel):
     """Estimated peak memory of the train stage, in bytes, by what it is for: on the GPU, or of the pod that trains on
     the CPU. The parts add up to the peak."""
 
     frozen_weights_bytes: int = 0
     """Weights that stay as they are, in the precision in which they are held, and the model's buffers."""
     trainable_weights_bytes: int = 0
-    """Weights that move, in fp32."""
+    """Trainable weights, in fp32."""
     gradients_bytes: int = 0
     """A gradient for each of them."""
     optimizer_bytes: int = 0
@@ -63,13 +63,13 @@ class Memory(Model):
         return sum(getattr(self, name) for name in type(self).model_fields)
 
 
-class Plan(Model):
+class Plan(ApiModel):
     """What `prepare` found the run to be."""
 
     total_parameters: int | None = None
     """Parameters of the model, adapters included."""
     trainable_parameters: int | None = None
-    """Those that move; of a run without steps, those of its adapter."""
+    """Those that are trained; of a run without steps, those of its adapter."""
     micro_batch_size: int | None = None
     """Records per forward pass; rows, where records are packed."""
     gradient_accumulation: int | None = None
@@ -95,7 +95,7 @@ class Plan(Model):
     """Its parts."""
 
 
-class Progress(Model):
+class Progress(ApiModel):
     """The latest report of the running stage."""
 
     stage: Word | None = None
@@ -124,7 +124,7 @@ class Progress(Model):
     """When the operator read it."""
 
 
-class Data(Model):
+class Data(ApiModel):
     """What `prepare` made of the dataset."""
 
     train_examples: int | None = None
@@ -149,7 +149,7 @@ class Data(Model):
     """sha256 of the prepared data and of all that shaped it."""
 
 
-class Attempt(Model):
+class Attempt(ApiModel):
     """One pod that trained."""
 
     number: int
@@ -170,7 +170,7 @@ class Attempt(Model):
     """Step of its last checkpoint."""
 
 
-class Recovery(Model):
+class Recovery(ApiModel):
     """What interruptions cost, over all attempts, also those that `attempts` no longer lists."""
 
     restarts: int = 0
@@ -182,7 +182,7 @@ class Recovery(Model):
 Attempts = Annotated[list[Attempt], Field(max_length=100, json_schema_extra={"x-kubernetes-list-type": "atomic"})]
 
 
-class PinnedRun(Model):
+class PinnedRun(ApiModel):
     """The run as it was frozen. Only the operator writes the status, so nobody else decides what a run is."""
 
     digest: Word | None = None
@@ -191,7 +191,7 @@ class PinnedRun(Model):
     """Image of all stages."""
 
 
-class Dependency(Model):
+class Dependency(ApiModel):
     """What a job that the spec names had published when it was first seen complete."""
 
     name: Word
@@ -202,7 +202,7 @@ class Dependency(Model):
     """sha256 of the artifact's manifest.json."""
 
 
-class StageStatus(Model):
+class StageStatus(ApiModel):
     """The present stage, and the Kubernetes Job that runs it."""
 
     name: Word
@@ -217,7 +217,7 @@ class StageStatus(Model):
     """Pods of prepare or publish that have ended; those of train stand in status.attempts."""
 
 
-class Limits(Model):
+class Limits(ApiModel):
     """The limits that this status was decided by: a job that failed comes back when they are raised."""
 
     deadline_seconds: int | None = None
@@ -232,7 +232,7 @@ class Metric(StrEnum):
     """The held-out metrics of this release, as they stand in the status. Another release may have more."""
 
     LOSS = "loss"
-    """Mean cross-entropy: per learnt token (sft), per record (classification)."""
+    """Mean cross-entropy: per trained token (sft), per record (classification)."""
     PERPLEXITY = "perplexity"
     """exp(loss), sft."""
     ACCURACY = "accuracy"
@@ -250,7 +250,7 @@ Metrics = Annotated[dict[Word, float], Field(max_length=32), BeforeValidator(_me
 """Held-out metrics of one model, by name."""
 
 
-class Sample(Model):
+class Sample(ApiModel):
     """One prompt answered by both models."""
 
     prompt: Text
@@ -261,7 +261,7 @@ class Sample(Model):
     """The tuned model's answer."""
 
 
-class EvaluationResult(Model):
+class EvaluationResult(ApiModel):
     """The held-out split, seen once, at the end."""
 
     split: Word | None = None
@@ -269,7 +269,7 @@ class EvaluationResult(Model):
     base: Metrics | None = None
     """Of the base model, as of the tuned one. For classification its head is untrained: the score of chance."""
     tuned: Metrics | None = None
-    """Of the tuned model: `loss`, the mean cross-entropy per learnt token (sft) or per record (classification);
+    """Of the tuned model: `loss`, the mean cross-entropy per trained token (sft) or per record (classification);
     `perplexity`, exp(loss) (sft); `accuracy`, the share of records classified right, and `macroF1`, the mean of the
     classes' F1 (classification)."""
     best_step: int | None = None
@@ -278,7 +278,7 @@ class EvaluationResult(Model):
     """Answers before and after."""
 
 
-class Artifact(Model):
+class Artifact(ApiModel):
     """The published result."""
 
     uri: Annotated[str, Field(max_length=1024)] | None = None
@@ -291,7 +291,7 @@ class Artifact(Model):
     """`adapter` (PEFT layout) or `model` (transformers layout)."""
 
 
-class Usage(Model):
+class Usage(ApiModel):
     """What ended pods of the job used, suspended and queued time excluded; all of them, not only those still listed."""
 
     active_seconds: int = 0
@@ -304,10 +304,10 @@ class Usage(Model):
     """Those of steps after an attempt's last checkpoint, and of attempts that did no step."""
 
 
-class FineTuneJobStatus(Model):
+class FineTuneJobStatus(ApiModel):
     """What the operator observed."""
 
-    model_config = {**Model.model_config, "extra": "ignore"}
+    model_config = {**ApiModel.model_config, "extra": "ignore"}
 
     phase: Word | None = None
     """Waiting, Preparing, Queued, Training, Suspended, Publishing, Succeeded or Failed."""
@@ -360,7 +360,7 @@ class FineTuneJobStatus(Model):
         return _over(type(self), stored, new, type(self).read(stored).to_wire())
 
 
-def _read(model: type[Model], stored: Any) -> Any:
+def _read(model: type[ApiModel], stored: Any) -> Any:
     """`stored` as a `model`, without what `model` does not understand of it; None where that is a required field."""
     try:
         return model.model_validate(stored, extra="ignore")
@@ -382,7 +382,7 @@ def _read(model: type[Model], stored: Any) -> Any:
     return model.model_construct(**known)
 
 
-def _scalar(model: type[Model], name: str, value: Any) -> Any:
+def _scalar(model: type[ApiModel], name: str, value: Any) -> Any:
     """The value as the type of that field; None if it is none. One that is only too long is taken as it is."""
     try:
         return _type(model, name).validate_python(value)
@@ -392,7 +392,7 @@ def _scalar(model: type[Model], name: str, value: Any) -> Any:
 
 
 @cache
-def _type(model: type[Model], name: str) -> TypeAdapter[Any]:
+def _type(model: type[ApiModel], name: str) -> TypeAdapter[Any]:
     field = model.model_fields[name]
     annotation: Any = field.annotation
     for constraint in field.metadata:
@@ -401,7 +401,7 @@ def _type(model: type[Model], name: str) -> TypeAdapter[Any]:
 
 
 def _over(
-    model: type[Model], stored: Mapping[str, Any], new: dict[str, Any], read: Mapping[str, Any]
+    model: type[ApiModel], stored: Mapping[str, Any], new: dict[str, Any], read: Mapping[str, Any]
 ) -> dict[str, Any]:
     """`new` with those parts of `stored` that `model` does not know, or that `read`, its reading, does not hold."""
     parts = _parts(model)
@@ -421,13 +421,13 @@ def _over(
 
 
 @cache
-def _parts(model: type[Model]) -> dict[str, type[Model] | None]:
+def _parts(model: type[ApiModel]) -> dict[str, type[ApiModel] | None]:
     """The fields of `model` by their alias, each with the model inside it."""
     return {field.alias or name: model_of(field.annotation) for name, field in model.model_fields.items()}
 
 
 def _items_over(
-    model: type[Model], stored: list[Any], new: list[dict[str, Any]], read: list[dict[str, Any]]
+    model: type[ApiModel], stored: list[Any], new: list[dict[str, Any]], read: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """The same for the items of a list. The first field of an item is its key; what has one that `read` does not hold
     could not be read, and stays."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from finetune_cli.follow import Follower
+    from finetune_cli.commands.follow import Follower
 
 app = typer.Typer(
     name="finetune",
@@ -30,9 +30,9 @@ def validate(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print problems only.")] = False,
 ) -> None:
     """Check jobs without a cluster: the same rules and messages as at `kubectl apply`, with file and line."""
-    from finetune_cli.verdict import verdict
+    from finetune_cli.commands.validate import validate as validated
 
-    raise typer.Exit(verdict(files, cluster=not local, quiet=quiet))
+    raise typer.Exit(validated(files, cluster=not local, quiet=quiet))
 
 
 @app.command()
@@ -59,8 +59,8 @@ def run(
     """Run a job on this machine, with live progress. Ctrl-C saves what is done; the same command goes on from there.
 
     Scheduling, retries, deadlines and suspension belong to a cluster: those fields are not looked at."""
-    from finetune_cli.local import Options, downloads, run_file
-    from finetune_cli.mounts import MountError, folders
+    from finetune_cli.commands.run import Options, downloads, run_file
+    from finetune_cli.local.mounts import MountError, folders
 
     named = {"pvc": volume, "configmap": config_map, "secret": secret}
     try:
@@ -84,8 +84,8 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
-    """What a job would take with each method: parameters that move, memory by part, the micro-batch that fits."""
-    from finetune_cli.planning import Options, plan_file
+    """What a job would take with each method: trainable parameters, memory by part, the micro-batch that fits."""
+    from finetune_cli.commands.plan import Options, plan_file
 
     raise typer.Exit(plan_file(file, Options(model, gpu_memory, as_json)))
 
@@ -95,7 +95,7 @@ def init(
     file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to write it; `-` is standard output.")] = "-",
     objective: Annotated[str, typer.Option(help="Which loss: sft, classification.")] = "sft",
     method: Annotated[
-        str, typer.Option(help="Which parameters move: lora, full, … (`finetune plan` compares all).")
+        str, typer.Option(help="Which parameters are trained: lora, full, … (`finetune plan` compares all).")
     ] = "lora",
     model: Annotated[str, typer.Option(metavar="URI")] = "hf://HuggingFaceTB/SmolLM2-135M-Instruct",
     data: Annotated[str, typer.Option(metavar="URI", help="Training data.")] = "pvc://datasets/train.jsonl",
@@ -106,7 +106,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
     """Write a small commented job to start from."""
-    from finetune_cli.template import Choice, write
+    from finetune_cli.commands.init import Choice, write
 
     raise typer.Exit(write(file, Choice(name, objective, method, model, data, output or f"pvc://models/{name}"), force))
 
@@ -171,8 +171,8 @@ def _look(
     from rich.markup import escape
 
     from finetune_cli.cluster import ClusterError, connect
-    from finetune_cli.follow import Follower
-    from finetune_cli.terminal import err
+    from finetune_cli.commands.follow import Follower
+    from finetune_cli.views.terminal import err
 
     try:
         cluster = connect(kubeconfig, context)

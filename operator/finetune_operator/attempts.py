@@ -13,7 +13,7 @@ from finetune_api.events import ProgressReport
 from finetune_api.reasons import Reason
 from finetune_api.stages import PREPARE, STAGES, TRAIN, StageName
 from finetune_operator.diagnosis import NODE_GRACE_SECONDS, Ending, ending
-from finetune_operator.facts import Observed, Pod, seconds_between, timestamp
+from finetune_operator.observed_state import Observed, Pod, seconds_between, timestamp
 
 KEPT = 100
 FREE = (Reason.PREEMPTED, Reason.SUSPENDED, Reason.SUCCEEDED)

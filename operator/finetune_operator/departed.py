@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api import labels
-from finetune_operator import facts
-from finetune_operator.facts import Pod, StageJob, timestamp
+from finetune_operator import observed_state
+from finetune_operator.observed_state import Pod, StageJob, timestamp
 
 Object = dict[str, Any]
 
@@ -31,7 +31,11 @@ class Departed:
         try:
             uid = body["metadata"]["labels"][labels.JOB_UID_LABEL]
             gone_at = timestamp(datetime.now(UTC))
-            last = facts.pod(body, gone_at=gone_at) if kind == "Pod" else facts.stage_job(body, is_gone=True)
+            last = (
+                observed_state.pod(body, gone_at=gone_at)
+                if kind == "Pod"
+                else observed_state.stage_job(body, is_gone=True)
+            )
         except KeyError:  # it wears our label, and is not ours
             return
         self._seen.setdefault(uid, deque(maxlen=KEPT)).append(last)

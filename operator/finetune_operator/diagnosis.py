@@ -18,7 +18,15 @@ from finetune_api.exits import REASONS, ExitCode
 from finetune_api.reasons import Reason
 from finetune_api.stages import PUBLISH
 from finetune_api.text import printable_lines
-from finetune_operator.facts import SCHEDULING_SECONDS, Object, Pod, StageJob, moment, seconds_between, timestamp
+from finetune_operator.observed_state import (
+    SCHEDULING_SECONDS,
+    Object,
+    Pod,
+    StageJob,
+    moment,
+    seconds_between,
+    timestamp,
+)
 
 UNSCHEDULABLE_GRACE_SECONDS = 3
 """A volume that is being made, or a pod that is just ending, settles by itself within moments."""

@@ -82,7 +82,7 @@ class Operator:
         self._queue: WorkQueue[Key] = WorkQueue(monotonic)
         self._new = watches.NewJobs()
         self._live: set[Key] = set()
-        self._followers = watches.Followers()
+        self._dependents = watches.Dependents()
 
     async def run(self) -> bool:
         """Serve, if need be after waiting for the lead; False when the lead was lost."""
@@ -109,7 +109,7 @@ class Operator:
                 self._queue.keep_time(),
                 self._sweep(),
                 reader.run(),
-                *watches.pumps(self._cluster, self._settings, departed, self._queue.add_after, self._wake_all),
+                *watches.watchers(self._cluster, self._settings, departed, self._queue.add_after, self._wake_all),
                 # Those that have a place, and as many that wait aside.
                 *(self._work(reconciler, places) for _ in range(2 * self._settings.workers)),
             ]
@@ -152,17 +152,17 @@ class Operator:
         self._new.note(key, type, body)
         self._queue.add(key)
         if has_ended or type in ("ADDED", "DELETED"):
-            for follower in self._followers.of(key):
-                self._queue.add(follower)
+            for dependent in self._dependents.of(key):
+                self._queue.add(dependent)
 
     def _note(self, key: Key, spec: Object | None) -> None:
         """What a pass found: the spec of a job that may still change; None where it has ended or is gone."""
         if spec is None:
             self._live.discard(key)
-            self._followers.forget(key)
+            self._dependents.forget(key)
         else:
             self._live.add(key)
-            self._followers.note(key, spec)
+            self._dependents.note(key, spec)
 
     def _wake_all(self) -> None:
         """Queue every job that may still change: something was listed anew, and what went meanwhile is in no list."""

@@ -16,10 +16,10 @@ from finetune_api.schema import unknown_fields
 from finetune_api.spec import EDITABLE, STEERING, FineTuneJobSpec, Metadata, read_spec
 from finetune_api.stages import STAGES
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator import facts
+from finetune_operator import observed_state
 from finetune_operator.cluster import Cluster, Kind
 from finetune_operator.departed import Departed
-from finetune_operator.facts import Claim, NamedJob, Observed, Pod
+from finetune_operator.observed_state import Claim, NamedJob, Observed, Pod
 from finetune_operator.pods import RUN_PART, WORKSPACE_PART
 from finetune_operator.situation import is_under_way
 from finetune_operator.status import brought_back, is_edited_after_its_end, is_final, present_stage
@@ -70,7 +70,7 @@ async def observe(cluster: Cluster, body: Object, departed: Departed, thorough: 
         bare,
         spec=spec,
         problem=problem or bare.problem,
-        run=facts.run_file(seen.run) if seen.run else None,
+        run=observed_state.run_file(seen.run) if seen.run else None,
         workspace=seen.workspace,
         jobs={jobs[name].stage: jobs[name] for name in names[: len(numbers)] if name in jobs},
         replaced=jobs.get(names[-1]) if number > 1 else None,
@@ -117,7 +117,7 @@ async def _named_jobs(cluster: Cluster, bare: Observed) -> dict[str, NamedJob]:
         body = await cluster.get(FINETUNE_JOBS, bare.metadata.namespace, name)
         if body is not None and "deletionTimestamp" not in body["metadata"]:
             other = _bare(body)
-            found[name] = facts.named_job(name, other.spec, other.status)
+            found[name] = observed_state.named_job(name, other.spec, other.status)
             left += [one for one in found[name].waits_for if one not in asked]
     return found
 
@@ -140,7 +140,7 @@ def _unknown(body: Object) -> tuple[str, ...]:
 def _spec_of_run(live: Object, bare: Observed, run: Object | None) -> tuple[FineTuneJobSpec | None, str]:
     """The spec of the frozen run, if it is the one that was pinned, with those editable fields that can be read."""
     pin = bare.status.run
-    if run is None or pin is None or facts.run_file(run).digest != pin.digest:
+    if run is None or pin is None or observed_state.run_file(run).digest != pin.digest:
         return None, bare.problem
     try:
         frozen = json.loads(run["data"][labels.RUN_FILE])["spec"]
@@ -181,7 +181,7 @@ class _Children:
         for child in children:
             if child is None:
                 continue
-            owner = facts.controller_of(child)
+            owner = observed_state.controller_of(child)
             is_let_go = has_begun and not owner and child["metadata"].get("labels", {}).get(labels.JOB_UID_LABEL) == uid
             if owner != uid and not (is_let_go and child["kind"] == "PersistentVolumeClaim"):
                 seen.conflicts += (f"{child.get('kind', 'object')} {child['metadata']['name']}",)
@@ -195,16 +195,18 @@ class _Children:
         return seen
 
 
-async def _job(cluster: Cluster, body: Object) -> facts.StageJob:
+async def _job(cluster: Cluster, body: Object) -> observed_state.StageJob:
     """A Kubernetes Job; one that lacks a pod is asked for the Events that tell why."""
-    return facts.stage_job(body, await _events(cluster, body, "reason=FailedCreate") if facts.lacks_a_pod(body) else ())
+    return observed_state.stage_job(
+        body, await _events(cluster, body, "reason=FailedCreate") if observed_state.lacks_a_pod(body) else ()
+    )
 
 
 async def _pod(cluster: Cluster, body: Object) -> Pod:
     """A pod; one that does not start is asked for its Events: of much that keeps it nobody tells elsewhere."""
-    if not facts.is_mute(body, datetime.now(UTC)):
-        return facts.pod(body)
-    return facts.pod(body, await _events(cluster, body))
+    if not observed_state.is_mute(body, datetime.now(UTC)):
+        return observed_state.pod(body)
+    return observed_state.pod(body, await _events(cluster, body))
 
 
 async def _events(cluster: Cluster, body: Object, *more: str) -> list[Object]:

@@ -12,10 +12,11 @@ from finetune_api.exits import ExitCode
 from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.stages import STAGES
-from finetune_operator import objects
+from finetune_operator import manifests
+from finetune_operator.assessment import assess
 from finetune_operator.attempts import FREE, history
 from finetune_operator.diagnosis import ending, seconds_of_grace
-from finetune_operator.facts import Observed, Pod, StageJob, moment
+from finetune_operator.observed_state import Observed, Pod, StageJob, moment
 from finetune_operator.settings import Settings
 from finetune_operator.situation import (
     Situation,
@@ -27,7 +28,7 @@ from finetune_operator.situation import (
 )
 from finetune_operator.status import (
     BARRED,
-    Verdict,
+    Assessment,
     brought_back,
     condition,
     dependencies,
@@ -42,7 +43,6 @@ from finetune_operator.status import (
     unreadable,
     with_kstatus,
 )
-from finetune_operator.verdicts import judge
 
 Object = dict[str, Any]
 SOON_SECONDS = 0.05
@@ -104,25 +104,25 @@ def plan(observed: Observed, settings: Settings, now: datetime) -> Plan:
     reached = milestones(observed)
     past = history(observed, reached.stage, now)
     seen = Situation(observed, observed.spec, reached, past, settings, now)
-    verdict = judge(seen)
-    if verdict.is_over:
-        past = history(observed, reached.stage, now, verdict.reason)
-        verdict = _with_fate(seen, verdict)
-    deletions = _deletions(seen, verdict)
-    if not verdict.is_over and seen.job is not None and seen.job in deletions:
+    assessment = assess(seen)
+    if assessment.is_over:
+        past = history(observed, reached.stage, now, assessment.reason)
+        assessment = _with_fate(seen, assessment)
+    deletions = _deletions(seen, assessment)
+    if not assessment.is_over and seen.job is not None and seen.job in deletions:
         past = replace(past, stage=_with_another_job(seen))
-    creations, run = ((), None) if deletions else _creations(seen, verdict)
+    creations, run = ((), None) if deletions else _creations(seen, assessment)
     run = run or pinned_run(observed)
-    status = summarise(observed, reached, past, verdict, run, now)
+    status = summarise(observed, reached, past, assessment, run, now)
     return Plan(
         delete=deletions,
         create=creations,
         status=status,
-        status_first=not verdict.is_over and bool(deletions or creations) and _is_news(observed, status),
-        progress=settled_progress(observed, verdict, now),
+        status_first=not assessment.is_over and bool(deletions or creations) and _is_news(observed, status),
+        progress=settled_progress(observed, assessment, now),
         events=_events(observed, status),
-        requeue_after=_requeue_after(seen, verdict, deletions, status),
-        workspace=_fate(seen, verdict),
+        requeue_after=_requeue_after(seen, assessment, deletions, status),
+        workspace=_fate(seen, assessment),
     )
 
 
@@ -141,35 +141,35 @@ def _is_news(observed: Observed, new: api.FineTuneJobStatus) -> bool:
     )
 
 
-def _fate(seen: Situation, verdict: Verdict) -> WorkspaceFate | None:
+def _fate(seen: Situation, assessment: Assessment) -> WorkspaceFate | None:
     """A record must not hold a disk; a failure must not lose one."""
-    claim, success = seen.observed.workspace, verdict.phase == Phase.SUCCEEDED
-    if claim is None or not verdict.is_over or seen.observed.kept_workspace:
+    claim, success = seen.observed.workspace, assessment.phase == Phase.SUCCEEDED
+    if claim is None or not assessment.is_over or seen.observed.kept_workspace:
         return None
     if seen.spec.resources.workspace.is_deleted_after(success):
         return "delete"
     return "let go" if claim.is_owned and not success else None
 
 
-def _with_fate(seen: Situation, verdict: Verdict) -> Verdict:
+def _with_fate(seen: Situation, assessment: Assessment) -> Assessment:
     """A job that has ended says what became of its workspace, wherever that is not what everybody expects."""
-    claim, success = seen.observed.workspace, verdict.phase is Phase.SUCCEEDED
+    claim, success = seen.observed.workspace, assessment.phase is Phase.SUCCEEDED
     if claim is None:
-        return verdict
-    is_deleted, message = seen.spec.resources.workspace.is_deleted_after(success), verdict.message
+        return assessment
+    is_deleted, message = seen.spec.resources.workspace.is_deleted_after(success), assessment.message
     outlives = f"The workspace outlives the job: `kubectl delete pvc {claim.name}` when it is no longer needed."
     if seen.observed.kept_workspace:
         told = f"{seen.observed.kept_workspace}. Do it by hand when the job is no longer needed."
     elif is_deleted and not success:
-        message = message.removesuffix(NEXT_STEP.get(verdict.reason, ""))
+        message = message.removesuffix(NEXT_STEP.get(assessment.reason, ""))
         told = (
             "The workspace goes with the failure, as reclaim.onFailure says: to try again, apply it under a new name."
         )
     elif not is_deleted and not (success and claim.is_owned):
         told = outlives
     else:
-        return verdict
-    return replace(verdict, message=f"{message.strip()} {told}")
+        return assessment
+    return replace(assessment, message=f"{message.strip()} {told}")
 
 
 def _after_the_end(observed: Observed, now: datetime) -> Plan:
@@ -209,13 +209,13 @@ def _unreadable(observed: Observed, now: datetime) -> Plan:
     )
 
 
-def _deletions(seen: Situation, verdict: Verdict) -> tuple[StageJob, ...]:
+def _deletions(seen: Situation, assessment: Assessment) -> tuple[StageJob, ...]:
     """Kubernetes Jobs that must not go on, each once."""
     observed, job = seen.observed, seen.job
     found = []
     if job is not None and not job.is_deleting:
-        is_stopped = (verdict.phase == Phase.FAILED or seen.spec.suspend) and not job.is_finished
-        if is_stopped or (not verdict.is_over and not seen.spec.suspend and _is_replaced(seen, job, verdict)):
+        is_stopped = (assessment.phase == Phase.FAILED or seen.spec.suspend) and not job.is_finished
+        if is_stopped or (not assessment.is_over and not seen.spec.suspend and _is_replaced(seen, job, assessment)):
             found.append(job)
     if observed.replaced is not None and not observed.replaced.is_deleting:
         found.append(observed.replaced)
@@ -242,19 +242,19 @@ def _is_in_excess(pod: Pod, seen: Situation) -> bool:
     return not has_ended and pod.stage in STAGES and STAGES.index(pod.stage) < STAGES.index(seen.stage)
 
 
-def _is_replaced(seen: Situation, job: StageJob, verdict: Verdict) -> bool:
+def _is_replaced(seen: Situation, job: StageJob, assessment: Assessment) -> bool:
     """Whether the stage goes on with another Kubernetes Job.
 
     The Job's own back-off counts failures that it ignores (kubernetes/kubernetes#130881): after a few evictions it
     waits for minutes. A queue admits a Job, not a stage: there another one would lose its place.
     """
-    if verdict.reason in BARRED or seen.observed.refusal is not None:
+    if assessment.reason in BARRED or seen.observed.refusal is not None:
         return False
     if is_complete(seen.observed, seen.stage):
-        return verdict.reason is Reason.RETRYING  # its report is lost
+        return assessment.reason is Reason.RETRYING  # its report is lost
     if has_restarts_left(seen.spec, seen.observed.status):
         return True
-    pod, has_drifted = seen.newest, bool(job.inputs) and job.inputs != objects.inputs(seen.spec)
+    pod, has_drifted = seen.newest, bool(job.inputs) and job.inputs != manifests.inputs(seen.spec)
     if pod is None or not (pod.has_started or pod.is_over):
         return has_drifted or bool(job.failure) or (pod is None and _is_idle(seen, job))
     if not pod.is_over:
@@ -271,10 +271,10 @@ def _is_idle(seen: Situation, job: StageJob) -> bool:
     return (seen.now - moment(job.started_at)).total_seconds() > IDLE_SECONDS
 
 
-def _creations(seen: Situation, verdict: Verdict) -> tuple[tuple[Object, ...], api.PinnedRun | None]:
+def _creations(seen: Situation, assessment: Assessment) -> tuple[tuple[Object, ...], api.PinnedRun | None]:
     """The children that the stage lacks, and the run that is pinned with them; never a Job beside a living pod."""
     observed, job = seen.observed, seen.job
-    if verdict.is_over or seen.spec.suspend or verdict.reason in BARRED:
+    if assessment.is_over or seen.spec.suspend or assessment.reason in BARRED:
         return (), None
     if job is not None or observed.replaced is not None or observed.living:
         return (), None
@@ -284,9 +284,9 @@ def _creations(seen: Situation, verdict: Verdict) -> tuple[tuple[Object, ...], a
         children += [] if observed.run else [config_map]
     owner, spec = observed.metadata, _with_artifacts(seen)
     if not observed.has_workspace:
-        children.append(objects.workspace_claim(owner, spec))
+        children.append(manifests.workspace_claim(owner, spec))
     stage = seen.past.stage
-    return (*children, objects.stage_job(owner, spec, seen.stage, stage, pin, seen.settings)), pin
+    return (*children, manifests.stage_job(owner, spec, seen.stage, stage, pin, seen.settings)), pin
 
 
 def _artifacts(seen: Situation) -> dict[str, str]:
@@ -303,16 +303,16 @@ def _with_artifacts(seen: Situation) -> FineTuneJobSpec:
 
 
 def _requeue_after(
-    seen: Situation, verdict: Verdict, deletions: tuple[StageJob, ...], status: api.FineTuneJobStatus
+    seen: Situation, assessment: Assessment, deletions: tuple[StageJob, ...], status: api.FineTuneJobStatus
 ) -> float | None:
-    """When time alone will change the verdict, or when to look at what nobody tells."""
+    """When time alone will change the assessment, or when to look at what nobody tells."""
     observed, now = seen.observed, seen.now
-    if verdict.is_over and brought_back(seen.spec, status) is not None:
+    if assessment.is_over and brought_back(seen.spec, status) is not None:
         return SOON_SECONDS
-    if deletions and not verdict.is_over and not observed.kept_job:
+    if deletions and not assessment.is_over and not observed.kept_job:
         known = {one.uid for one in (*observed.jobs.values(), observed.replaced) if one is not None}
         return SOON_SECONDS if all(one.uid in known for one in deletions) else UNSEEN_SECONDS
-    if verdict.is_over:
+    if assessment.is_over:
         ttl = seen.spec.ttl_seconds_after_finished
         return float(ttl) if ttl is not None else None
     waits = [grace for pod in observed.pods if (grace := seconds_of_grace(pod, now)) > 0]
@@ -320,7 +320,7 @@ def _requeue_after(
     waits += [_backed_off(pod.due, now, 5, 60) for pod in observed.living if pod.due]
     since = condition(observed.status, ConditionType.PROGRESSING).last_transition_time
     is_hindered = bool(observed.conflicts or observed.refusal or observed.kept_job)
-    if is_hindered or verdict.reason in (Reason.RUN_CHANGED, Reason.WORKSPACE_LOST):
+    if is_hindered or assessment.reason in (Reason.RUN_CHANGED, Reason.WORKSPACE_LOST):
         waits.append(_backed_off(since, now, 5, 60))
     elif (found := _unheard(seen)) is not None:
         waits.append(

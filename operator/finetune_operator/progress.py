@@ -23,8 +23,8 @@ from finetune_api.reasons import Reason
 from finetune_api.stages import PUBLISH, TRAIN, StageName
 from finetune_operator import logs, metrics
 from finetune_operator.cluster import ApiError
-from finetune_operator.facts import Health, timestamp
 from finetune_operator.metrics import Key
+from finetune_operator.observed_state import Health, timestamp
 from finetune_operator.settings import Settings
 from finetune_operator.status import progress_of
 

@@ -17,13 +17,13 @@ import aiohttp
 from finetune_api import labels
 from finetune_api import status as api
 from finetune_api.reasons import ConditionType, Phase, Reason
-from finetune_operator import metrics, objects
+from finetune_operator import manifests, metrics
 from finetune_operator.cluster import ApiError, Cluster, Conflict, Kind, NotFound
 from finetune_operator.departed import Departed
 from finetune_operator.diagnosis import Obstacle, has_field, refused
-from finetune_operator.facts import Observed, seconds_between
 from finetune_operator.metrics import Key
 from finetune_operator.observe import CLAIMS, CONFIG_MAPS, EVENTS, FINETUNE_JOBS, JOBS, observe
+from finetune_operator.observed_state import Observed, seconds_between
 from finetune_operator.places import Places
 from finetune_operator.plan import Plan, plan
 from finetune_operator.progress import ProgressReader, Target
@@ -247,7 +247,7 @@ class Reconciler:
         if decided.progress is not None and decided.progress != old.progress:
             await self._writer.progress(key, metadata.uid, decided.progress)
         for event in decided.events:
-            await self._tell(objects.event(metadata, event.type, event.reason, event.message, datetime.now(UTC)))
+            await self._tell(manifests.event(metadata, event.type, event.reason, event.message, datetime.now(UTC)))
         _measure(key, observed, status or old)
         is_over = is_final(status or old)
         if is_over:

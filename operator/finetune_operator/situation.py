@@ -13,10 +13,10 @@ from finetune_api import status as api
 from finetune_api.reasons import ConditionType
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.stages import StageName
-from finetune_operator import objects
+from finetune_operator import manifests
 from finetune_operator.attempts import History, last_known
 from finetune_operator.diagnosis import Ending, ending
-from finetune_operator.facts import Observed, Pod, StageJob, digest, moment, seconds_between, timestamp
+from finetune_operator.observed_state import Observed, Pod, StageJob, digest, moment, seconds_between, timestamp
 from finetune_operator.pods import kueue_labels
 from finetune_operator.settings import Settings
 from finetune_operator.stages import TRAITS
@@ -27,7 +27,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Situation:
-    """All that a verdict rests on."""
+    """All that a assessment rests on."""
 
     observed: Observed
     spec: FineTuneJobSpec
@@ -55,9 +55,9 @@ class Situation:
     def to_freeze(self) -> tuple[Object, api.PinnedRun]:
         """The run file as it would be frozen now, and what is pinned of it."""
         observed = self.observed
-        run = objects.frozen_run(observed.metadata, self.spec, self.settings, dependencies(observed))
-        config_map = objects.run_config_map(observed.metadata, run)
-        return config_map, api.PinnedRun(digest=digest(objects.run_text(config_map)), image=run.trainer_image)
+        run = manifests.frozen_run(observed.metadata, self.spec, self.settings, dependencies(observed))
+        config_map = manifests.run_config_map(observed.metadata, run)
+        return config_map, api.PinnedRun(digest=digest(manifests.run_text(config_map)), image=run.trainer_image)
 
 
 def last_ending(observed: Observed, stage: StageName) -> Ending | None:

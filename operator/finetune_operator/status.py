@@ -1,7 +1,7 @@
 """The status of a job, worked out anew from what is observed: milestones, conditions, phase, progress.
 
-It decides what people are told. What is to be done is `plan`'s business; both start from the same `Verdict`. What the
-attempts amount to is `attempts`'.
+It decides what people are told. What is to be done is `plan`'s business; both start from the same `Assessment`. What
+the attempts amount to is `attempts`'.
 """
 
 import re
@@ -19,7 +19,7 @@ from finetune_api.stages import PREPARE, PUBLISH, STAGES, TRAIN, StageName
 from finetune_api.text import printable_lines
 from finetune_operator.attempts import History, started_at
 from finetune_operator.diagnosis import ending
-from finetune_operator.facts import Observed, published, timestamp
+from finetune_operator.observed_state import Observed, published, timestamp
 
 Known = TypeVar("Known")
 MESSAGE_LIMIT = 4096
@@ -48,7 +48,7 @@ class Milestones:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Assessment:
     """How a job stands."""
 
     phase: Phase
@@ -174,20 +174,25 @@ def is_complete(observed: Observed, stage: StageName) -> bool:
 
 
 def summarise(
-    observed: Observed, reached: Milestones, past: History, verdict: Verdict, run: api.PinnedRun | None, now: datetime
+    observed: Observed,
+    reached: Milestones,
+    past: History,
+    assessment: Assessment,
+    run: api.PinnedRun | None,
+    now: datetime,
 ) -> api.FineTuneJobStatus:
     """The status as it should read now, progress left out: that has another writer."""
     old, spec = observed.status, observed.spec
     assert spec is not None
     starts = sorted(start for pod in observed.pods if (start := started_at(pod)))
     return api.FineTuneJobStatus(
-        phase=verdict.phase,
+        phase=assessment.phase,
         observed_generation=observed.metadata.generation,
-        conditions=_conditions(observed, reached, verdict, timestamp(now)),
+        conditions=_conditions(observed, reached, assessment, timestamp(now)),
         run=run,
         dependencies=dependencies(observed),
         stage=past.stage if run else None,
-        limits=_limits(observed, spec, verdict),
+        limits=_limits(observed, spec, assessment),
         plan=reached.plan,
         data=reached.data,
         attempts=list(past.attempts),
@@ -196,13 +201,13 @@ def summarise(
         artifact=reached.artifact,
         usage=past.usage,
         started_at=old.started_at or (starts[0] if starts else None),
-        finished_at=(old.finished_at or timestamp(now)) if verdict.is_over else None,
+        finished_at=(old.finished_at or timestamp(now)) if assessment.is_over else None,
     )
 
 
-def _limits(observed: Observed, spec: FineTuneJobSpec, verdict: Verdict) -> api.Limits:
+def _limits(observed: Observed, spec: FineTuneJobSpec, assessment: Assessment) -> api.Limits:
     """The limits that this status is decided by. A restart that nothing was made of yet stays to be asked for."""
-    is_heard = observed.stored is not None or not (verdict.is_over or verdict.reason in BARRED)
+    is_heard = observed.stored is not None or not (assessment.is_over or assessment.reason in BARRED)
     before = observed.status.limits
     return api.Limits(
         deadline_seconds=spec.deadline_seconds,
@@ -215,11 +220,13 @@ def unreadable(observed: Observed, now: datetime) -> api.FineTuneJobStatus:
     """The status as it was, but for the condition: what cannot be read ends nothing and moves nothing."""
     old = observed.status
     message = with_next_step(Reason.UNREADABLE, observed.problem)
-    verdict = Verdict(Phase(old.phase) if old.phase in set(Phase) else Phase.WAITING, Reason.UNREADABLE, message, False)
-    said = {ConditionType.PROGRESSING: (False, verdict.reason, message)} | _for_kstatus(verdict)
+    assessment = Assessment(
+        Phase(old.phase) if old.phase in set(Phase) else Phase.WAITING, Reason.UNREADABLE, message, False
+    )
+    said = {ConditionType.PROGRESSING: (False, assessment.reason, message)} | _for_kstatus(assessment)
     kept = [one for one in old.conditions if one.type not in (*said, *KSTATUS)]
     fresh = [_condition(observed, kind, *words, timestamp(now)) for kind, words in said.items()]
-    return old.model_copy(update={"phase": verdict.phase, "conditions": [*kept, *fresh], "progress": None})
+    return old.model_copy(update={"phase": assessment.phase, "conditions": [*kept, *fresh], "progress": None})
 
 
 def dependencies(observed: Observed) -> list[api.Dependency]:
@@ -236,45 +243,45 @@ KSTATUS = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED
 Words = tuple[bool, Reason, str]
 
 
-def _conditions(observed: Observed, reached: Milestones, verdict: Verdict, now: str) -> list[api.Condition]:
+def _conditions(observed: Observed, reached: Milestones, assessment: Assessment, now: str) -> list[api.Condition]:
     """All conditions, in the order of a job's life; those that another release of the operator knows are kept."""
     said: dict[ConditionType, Words] = {}
-    is_rejected = verdict.reason is Reason.BAD_SPEC
+    is_rejected = assessment.reason is Reason.BAD_SPEC
     left_out = condition(observed.status, ConditionType.ACCEPTED).message if observed.status.run else ""
     if observed.unknown:
         left_out = f"not known to this release of the operator, and not used: {', '.join(observed.unknown)}"
     said[ConditionType.ACCEPTED] = (
-        (False, Reason.BAD_SPEC, verdict.message) if is_rejected else (True, Reason.ACCEPTED, left_out)
+        (False, Reason.BAD_SPEC, assessment.message) if is_rejected else (True, Reason.ACCEPTED, left_out)
     )
     if reached.is_prepared:
         said[ConditionType.PREPARED] = (True, Reason.PREPARED, _prepared_message(reached))
-    said[ConditionType.PROGRESSING] = (verdict.is_progressing, verdict.reason, verdict.message)
-    if verdict.reason in (Reason.SUSPENDED, Reason.SUSPENDING):
-        said[ConditionType.SUSPENDED] = (verdict.reason is Reason.SUSPENDED, verdict.reason, verdict.message)
+    said[ConditionType.PROGRESSING] = (assessment.is_progressing, assessment.reason, assessment.message)
+    if assessment.reason in (Reason.SUSPENDED, Reason.SUSPENDING):
+        said[ConditionType.SUSPENDED] = (assessment.reason is Reason.SUSPENDED, assessment.reason, assessment.message)
     elif condition(observed.status, ConditionType.SUSPENDED).reason:
         said[ConditionType.SUSPENDED] = (False, Reason.RESUMED, "")
     if reached.is_trained:
         said[ConditionType.TRAINED] = (True, Reason.TRAINED, _trained_message(reached))
     if (scores := _scores(reached)) is not None:
         said[ConditionType.EVALUATED] = (True, Reason.EVALUATED, scores)
-    if reached.artifact is not None and verdict.phase is Phase.SUCCEEDED:
+    if reached.artifact is not None and assessment.phase is Phase.SUCCEEDED:
         said[ConditionType.PUBLISHED] = (True, Reason.PUBLISHED, f"{reached.artifact.uri} {reached.artifact.digest}")
-        said[ConditionType.COMPLETE] = (True, Reason.SUCCEEDED, verdict.message)
-    if verdict.phase is Phase.FAILED:
-        said[ConditionType.FAILED] = (True, verdict.reason, verdict.message)
-    said |= _for_kstatus(verdict)
+        said[ConditionType.COMPLETE] = (True, Reason.SUCCEEDED, assessment.message)
+    if assessment.phase is Phase.FAILED:
+        said[ConditionType.FAILED] = (True, assessment.reason, assessment.message)
+    said |= _for_kstatus(assessment)
     unknown = [one for one in observed.status.conditions if one.type not in set(ConditionType)]
     known = [_condition(observed, kind, *said[kind], now) for kind in ConditionType if kind in said]
     return [*known, *unknown][: api.CONDITIONS]
 
 
-def _for_kstatus(verdict: Verdict) -> dict[ConditionType, Words]:
+def _for_kstatus(assessment: Assessment) -> dict[ConditionType, Words]:
     """What Flux and Argo CD look at: Ready once it has succeeded; Reconciling and Stalled only while they are true."""
-    is_done, words = verdict.phase is Phase.SUCCEEDED, (verdict.reason, verdict.message)
+    is_done, words = assessment.phase is Phase.SUCCEEDED, (assessment.reason, assessment.message)
     said: dict[ConditionType, Words] = {ConditionType.READY: (is_done, *words)}
-    if verdict.phase is Phase.FAILED:
+    if assessment.phase is Phase.FAILED:
         said[ConditionType.STALLED] = (True, *words)
-    elif not is_done and verdict.reason is not Reason.SUSPENDED:
+    elif not is_done and assessment.reason is not Reason.SUSPENDED:
         said[ConditionType.RECONCILING] = (True, *words)
     return said
 
@@ -367,16 +374,16 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")
 
 
-def settled_progress(observed: Observed, verdict: Verdict, now: datetime) -> api.Progress | None:
+def settled_progress(observed: Observed, assessment: Assessment, now: datetime) -> api.Progress | None:
     """What status.progress should say once no pod reports: the trainer's last word, and no time of arrival."""
     old = observed.status.progress
     ended = [end for pod in observed.pods_of(TRAIN) if (end := ending(pod)) is not None]
     report = ended[-1].report.progress if ended and ended[-1].report is not None else None
     if report is not None and report.stage == TRAIN and _is_news(old, report):
         return progress_of(report, None, timestamp(now))
-    if old is not None and old.percent is None and verdict.phase == Phase.SUCCEEDED:  # a run without steps
+    if old is not None and old.percent is None and assessment.phase == Phase.SUCCEEDED:  # a run without steps
         return old.model_copy(update={"percent": 100, "eta_seconds": None})
-    is_idle = not any(pod.is_running for pod in observed.pods) or verdict.is_over
+    is_idle = not any(pod.is_running for pod in observed.pods) or assessment.is_over
     if old is not None and old.eta_seconds is not None and is_idle:
         return old.model_copy(update={"eta_seconds": None})
     return old

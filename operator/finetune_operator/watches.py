@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune_api import labels
 from finetune_api.spec import jobs_named
-from finetune_operator import facts
+from finetune_operator import observed_state
 from finetune_operator.cluster import Change, Cluster
 from finetune_operator.departed import Departed
 from finetune_operator.metrics import Key
@@ -44,7 +44,7 @@ class Silence:
         body, key = change.object, _labelled(change)
         if (timer := self._timers.pop(body["metadata"]["uid"], None)) is not None:
             timer.cancel()
-        is_silent = facts.lacks_a_pod(body) if kind == "Job" else _is_unnoticed(body)
+        is_silent = observed_state.lacks_a_pod(body) if kind == "Job" else _is_unnoticed(body)
         if is_silent and key is not None and change.type != "DELETED":
             loop, uid = asyncio.get_running_loop(), body["metadata"]["uid"]
             self._timers[uid] = loop.call_later(self._bearable[kind], self._end, uid, key)
@@ -79,7 +79,7 @@ class NewJobs:
         return dict(told) if told is not None else None
 
 
-class Followers:
+class Dependents:
     """Which jobs wait for which: what one job publishes, another may start from.
 
     It knows what was told it last, and forgets jobs that have ended. Names may be those of jobs that do not exist.
@@ -99,10 +99,10 @@ class Followers:
 
     def of(self, key: Key) -> list[Key]:
         """The jobs that name this one."""
-        return [follower for follower, named in self._named.items() if key in named]
+        return [dependent for dependent, named in self._named.items() if key in named]
 
 
-def pumps(
+def watchers(
     cluster: Cluster,
     settings: Settings,
     departed: Departed,
@@ -114,7 +114,7 @@ def pumps(
 
     silence = Silence(wake)
 
-    async def pump(kind: str, changes: AsyncIterator[Change], key_of: Callable[[Change], Key | None]) -> None:
+    async def watcher(kind: str, changes: AsyncIterator[Change], key_of: Callable[[Change], Key | None]) -> None:
         async for change in changes:
             if change.type == "DELETED":
                 departed.note(kind, change.object)
@@ -127,8 +127,8 @@ def pumps(
 
     running = []
     for namespace in settings.namespaces or (None,):
-        running.append(pump("Job", cluster.watch(JOBS, namespace, OURS), key_of_job))
-        running.append(pump("Pod", cluster.watch(PODS, namespace, OURS), key_of_pod))
+        running.append(watcher("Job", cluster.watch(JOBS, namespace, OURS), key_of_job))
+        running.append(watcher("Pod", cluster.watch(PODS, namespace, OURS), key_of_pod))
     return running
 
 

@@ -15,7 +15,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.pods import IDS
 from finetune_api.spec import FROZEN, FineTuneJobSpec
 from finetune_api.status import PinnedRun, StageStatus
-from finetune_operator.objects import stage_job
+from finetune_operator.manifests import stage_job
 from integration.kubelet import JOBS, Api
 from unit.observed import METADATA, SETTINGS
 

@@ -23,7 +23,7 @@ from finetune_api.reasons import Reason
 from finetune_api.spec import FROZEN, STEERING, FineTuneJobSpec
 from finetune_api.stages import STAGES
 from finetune_api.status import FineTuneJobStatus, Limits, StageStatus
-from finetune_operator import objects
+from finetune_operator import manifests
 from finetune_operator.plan import Plan, plan
 from finetune_operator.status import brought_back
 from integration.kubelet import JOBS, Api
@@ -148,7 +148,7 @@ def effects(spec: FineTuneJobSpec) -> list[Any]:
     pin = pinned(FineTuneJobSpec.model_validate(SPEC))
     at = StageStatus(name="train")
     return [
-        *(objects.stage_job(METADATA, spec.resolved(), stage, at, pin, SETTINGS) for stage in STAGES),
+        *(manifests.stage_job(METADATA, spec.resolved(), stage, at, pin, SETTINGS) for stage in STAGES),
         *situations(spec),
     ]
 
@@ -172,15 +172,15 @@ def test_every_edit_is_refused_or_has_an_effect(control_plane: ControlPlane) -> 
     before = effects(FineTuneJobSpec.model_validate(created["spec"]))
     idle, untried = [], []
     for field, schema in FIELDS:
-        verdict = untried
+        assessment = untried
         for spec in changed(field, schema):
             status, answer = edited(api, path, created, spec)
             is_refused = "cannot be changed" in str(answer.get("message"))
             if is_refused or (status == 200 and effects(FineTuneJobSpec.model_validate(answer["spec"])) != before):
                 break
-            verdict = idle if status == 200 else verdict
+            assessment = idle if status == 200 else assessment
         else:
-            verdict.append(".".join(field))
+            assessment.append(".".join(field))
     api.delete(f"{path}/edited")
     assert (idle, untried) == ([], [])
 

@@ -15,8 +15,8 @@ import pytest
 from cluster.control_plane import ControlPlane
 from cluster.paths import ClusterError
 from finetune_api.crd import job_schema
-from finetune_cli.document import Document, read
-from finetune_cli.validation import NOT_ALL_CHECKED, check, job
+from finetune_cli.manifest.document import Document, read
+from finetune_cli.manifest.validation import NOT_ALL_CHECKED, check, job
 
 HERE = Path(__file__).parent
 WRONG = sorted(HERE.glob("wrong/*.yaml"))

@@ -13,8 +13,8 @@ import pytest
 
 from cluster.control_plane import ControlPlane
 from contract.test_edits import SPEC
-from finetune_cli.document import Document
-from finetune_cli.validation import NOT_ALL_CHECKED, check
+from finetune_cli.manifest.document import Document
+from finetune_cli.manifest.validation import NOT_ALL_CHECKED, check
 from integration.kubelet import JOBS, Api
 
 pytestmark = pytest.mark.integration

@@ -18,7 +18,7 @@ import yaml
 from cluster.control_plane import ControlPlane
 from contract.store import failed, live, suspended, training
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.facts import digest
+from finetune_operator.observed_state import digest
 from integration.kubelet import DEFINITION, Api, Job, eventually, install_definition
 from integration.operators import Operator, create_job, new_namespace
 from integration.test_life import ARTIFACT, PREPARED, TRAINED

@@ -12,7 +12,6 @@ import yaml
 from typer.testing import CliRunner
 
 import tiny
-from finetune_cli import planning
 from finetune_cli.main import app
 from finetune_trainer.planning import method_comparison
 
@@ -40,7 +39,7 @@ def plan(*arguments: str | Path) -> Any:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four methods instead of all: one that this model refuses among them."""
-    monkeypatch.setattr(planning, "METHODS", ["lora", "ia3", "bitFit", "full"])
+    monkeypatch.setattr("finetune_cli.commands.plan.METHODS", ["lora", "ia3", "bitFit", "full"])
 
 
 def test_a_config_is_enough(tmp_path: Path, few: None) -> None:
@@ -49,7 +48,7 @@ def test_a_config_is_enough(tmp_path: Path, few: None) -> None:
     done = plan(job(tmp_path), "--model", tmp_path, "--gpu-memory", "24Gi")
     assert done.exit_code == 0, done.output
     head, *lines = done.stdout.splitlines()
-    assert head.split() == ["method", "trainable", "share", *planning.PARTS, "peak", "microBatchSize", "fits"]
+    assert head.split() == ["method", "trainable", "share", *plan.PARTS, "peak", "microBatchSize", "fits"]
     assert [line.split()[0] for line in lines[:3]] == ["lora", "ia3", "full"]
     assert all(line.split()[-2:] == ["16", "yes"] for line in lines[:3])
     assert "100 %" in lines[2]

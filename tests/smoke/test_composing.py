@@ -169,16 +169,16 @@ def test_one_adapter_comes_out_as_it_went_in(adapters: list[Published], tmp_path
 def test_training_goes_on_where_the_adapter_ended(adapters: list[Published], tmp_path: Path) -> None:
     """The first step begins with the stored weights; the last ones explain the training data better."""
     run = started(tmp_path, adapters[0], steps=STEPS)
-    tuner = run.tuner()
+    trainer = run.trainer()
     stored = load_file(adapters[0].folder / "adapter_model.safetensors")
-    own = peft.get_peft_model_state_dict(tuner.model, save_embedding_layers=False)
+    own = peft.get_peft_model_state_dict(trainer.model, save_embedding_layers=False)
     assert all(torch.equal(own[name], tensor) for name, tensor in stored.items())
     rows = run.stage().rows("train")
-    before, _ = tuner.assess(rows, lambda: None)
+    before, _ = trainer.assess(rows, lambda: None)
     evaluation = run.train().evaluation
     stage = run.stage()
-    checkpoints.restore_weights(checkpoints.Store(stage.workspace.checkpoints, stage.identity, 2).latest(), tuner)
-    after, _ = tuner.assess(rows, lambda: None)
+    checkpoints.restore_weights(checkpoints.Store(stage.workspace.checkpoints, stage.identity, 2).latest(), trainer)
+    after, _ = trainer.assess(rows, lambda: None)
     assert after["loss"] < before["loss"]
     assert evaluation.base == adapters[0].evaluation.base
 
@@ -265,7 +265,7 @@ def test_the_plan_counts_the_start_and_nothing_that_is_not_trained(adapters: lis
         stage = run.stage()
         planned = PlannedModel(Path(stage.page.model_path), stage.spec, [])
         assert planned.trainable == count
-        assert sum(p.numel() for p in run.tuner().model.parameters()) == planned.total
+        assert sum(p.numel() for p in run.trainer().model.parameters()) == planned.total
         plans.append(planned.memory(Shape(4, 64)))
     still, moving = plans
     assert (still.gradients_bytes, still.optimizer_bytes, still.activations_bytes) == (0, 0, 0)

@@ -146,17 +146,17 @@ def test_generation_with_a_cache_equals_whole_passes(name: str, kind: str, folde
 def test_prompts_are_asked_as_inputs_are_prepared(kind: str, tmp_path: Path) -> None:
     """With an end; and a stop is heard during the answer, though PEFT copies what generation is given."""
     run = prepared(tmp_path, Pair("t5", "sft", kind), evaluation={"prompts": ["abc -> "], "maxNewTokens": 4})
-    tuner, folder = run.tuner(), run.workspace.prepared / "tokenizer"
+    trainer, folder = run.trainer(), run.workspace.prepared / "tokenizer"
     asked: list[list[int]] = []
-    encoder = tuner.method.untouched(tuner.model).get_encoder()
+    encoder = trainer.method.untouched(trainer.model).get_encoder()
     words = AutoTokenizer.from_pretrained(folder)
     expected = words("abc -> ")["input_ids"] + [words.eos_token_id]
     encoder.embed_tokens.register_forward_hook(lambda _, inputs, output: asked.append(inputs[0].tolist()[0]))
-    (text,) = answers(tuner, folder, run.run.spec.evaluation, lambda: None)
+    (text,) = answers(trainer, folder, run.run.spec.evaluation, lambda: None)
     assert asked == [expected]
     assert isinstance(text, str)
     with pytest.raises(KeyboardInterrupt):
-        answers(tuner, folder, run.run.spec.evaluation, Stop().check)
+        answers(trainer, folder, run.run.spec.evaluation, Stop().check)
 
 
 @pytest.mark.parametrize("kind", ["lora", "promptTuning", "pTuningV2"])
@@ -165,14 +165,14 @@ def test_a_decoder_deeper_than_its_encoder_answers(kind: str, tmp_path: Path, mo
     deep = partial(tiny.t5, num_layers=1, num_decoder_layers=3)
     monkeypatch.setitem(training.MODELS, "deep", deep)
     run = prepared(tmp_path, Pair("deep", "sft", kind), evaluation={"prompts": ["abc -> "], "maxNewTokens": 4})
-    tuner, folder = run.tuner(), run.workspace.prepared / "tokenizer"
-    (text,) = answers(tuner, folder, run.run.spec.evaluation, lambda: None)
+    trainer, folder = run.trainer(), run.workspace.prepared / "tokenizer"
+    (text,) = answers(trainer, folder, run.run.spec.evaluation, lambda: None)
     words, said = AutoTokenizer.from_pretrained(folder), [0]
     read = torch.tensor([words("abc -> ")["input_ids"] + [words.eos_token_id]])
-    tuner.model.eval()
+    trainer.model.eval()
     with torch.no_grad():
         while len(said) < 5 and said[-1] != words.eos_token_id:
-            logits = tuner.model(input_ids=read, decoder_input_ids=torch.tensor([said]), use_cache=False).logits
+            logits = trainer.model(input_ids=read, decoder_input_ids=torch.tensor([said]), use_cache=False).logits
             said.append(int(logits[0, -1].argmax()))
     assert text == words.decode(said, skip_special_tokens=True).strip()
 
@@ -321,11 +321,11 @@ def test_plain_peft_loads_what_every_variant_of_lora_publishes(
 def test_what_is_published_is_what_bf16_training_measured(kind: str, tmp_path: Path) -> None:
     """T5 keeps layers in fp32, adds its biases to scores in fp32, and casts by the dtype of a weight."""
     run = trained(tmp_path, "flan_t5", kind, precision="bf16")
-    tuner, chosen = run.tuner(), run.run.spec.method
+    trainer, chosen = run.trainer(), run.run.spec.method
     base = METHODS[kind].load(tmp_path / "model", HEAD, 0, chosen.options, torch.bfloat16)
-    tuner.model = METHODS[kind].reopen(base, run.workspace.result / results.ARTIFACT)
-    loading.narrow_frozen(tuner.model, torch.bfloat16)
-    metrics, _ = tuner.assess(run.stage().rows("test"), lambda: None)
+    trainer.model = METHODS[kind].reopen(base, run.workspace.result / results.ARTIFACT)
+    loading.narrow_frozen(trainer.model, torch.bfloat16)
+    metrics, _ = trainer.assess(run.stage().rows("test"), lambda: None)
     assert metrics == results.read(run.workspace.result).evaluation.tuned
 
 
@@ -334,11 +334,11 @@ def test_what_is_published_is_what_bf16_training_measured(kind: str, tmp_path: P
 def test_a_whole_model_is_published_as_it_was_measured(name: str, tmp_path: Path) -> None:
     """Also where the output layer is no copy of the embeddings, of which T5's config says nothing."""
     run = trained(tmp_path, name, "full")
-    tuner = run.tuner()
-    tuner.model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "output")
-    metrics, _ = tuner.assess(run.stage().rows("test"), lambda: None)
+    trainer = run.trainer()
+    trainer.model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "output")
+    metrics, _ = trainer.assess(run.stage().rows("test"), lambda: None)
     assert metrics == results.read(run.workspace.result).evaluation.tuned
-    heads = tuner.model.get_output_embeddings().weight, tuner.model.get_input_embeddings().weight
+    heads = trainer.model.get_output_embeddings().weight, trainer.model.get_input_embeddings().weight
     assert (heads[0] is heads[1]) == (name != "flan_t5")
     assert 'AutoModelForSeq2SeqLM.from_pretrained(".")' in (tmp_path / "output/README.md").read_text()
 
@@ -350,9 +350,9 @@ def test_a_whole_model_is_published_as_it_was_measured(name: str, tmp_path: Path
 def test_what_merges_into_a_decoder_merges_into_both_halves(name: str, kind: str, tmp_path: Path) -> None:
     """`publish` compares the logits itself; the plain model then scores what the adapter does."""
     run = trained(tmp_path, name, kind, output={"uri": f"file://{tmp_path}/output", "merge": True})
-    tuner = run.tuner()
-    tuner.model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "output/merged")
-    metrics, _ = tuner.assess(run.stage().rows("test"), lambda: None)
+    trainer = run.trainer()
+    trainer.model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "output/merged")
+    metrics, _ = trainer.assess(run.stage().rows("test"), lambda: None)
     reported = results.read(run.workspace.result).evaluation.tuned["loss"]
     assert_close(metrics["loss"], reported, PASS, computed_in=torch.float32)
 

@@ -43,10 +43,10 @@ def trained(folder: Path, **options: Any) -> tuple[Prepared, Any]:
 
 def reloaded_loss(run: Prepared) -> float:
     """The held-out loss of what plain PEFT loads."""
-    tuner = run.tuner()
+    trainer = run.trainer()
     model = loading.load(Path(run.stage().page.model_path), HEAD, run.stage().page.pad_token_id).model
-    tuner.model = peft.PeftModel.from_pretrained(model, run.workspace.result / results.ARTIFACT)
-    metrics, _ = tuner.assess(run.stage().rows("test"), lambda: None)
+    trainer.model = peft.PeftModel.from_pretrained(model, run.workspace.result / results.ARTIFACT)
+    metrics, _ = trainer.assess(run.stage().rows("test"), lambda: None)
     loss: float = metrics["loss"]
     return loss
 
@@ -90,14 +90,14 @@ def test_another_machines_singular_vectors_are_followed(base: LoadedModel) -> No
 def test_lora_plus_moves_b_faster(tmp_path: Path) -> None:
     """B has the ratio times the rate of A, in groups of its own; the reported rate is that of A."""
     run = prepared(tmp_path, PAIR, method={"lora": {"rank": 4, "plusRatio": 16}})
-    tuner = run.tuner()
-    tuner.create_optimizer()
-    names = {id(parameter): name for name, parameter in tuner.model.named_parameters()}
-    rates = {names[id(p)]: group["lr"] for group in tuner.optimizer.param_groups for p in group["params"]}
+    trainer = run.trainer()
+    trainer.create_optimizer()
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
     base_rate = run.run.spec.training.learning_rate
     assert {rate for name, rate in rates.items() if ".lora_A." in name} == {base_rate}
     assert {rate for name, rate in rates.items() if ".lora_B." in name} == {16 * base_rate}
-    assert tuner.optimizer.param_groups[0]["lr"] == base_rate
+    assert trainer.optimizer.param_groups[0]["lr"] == base_rate
 
 
 def test_patterns_layers_and_saved_modules(base: LoadedModel) -> None:

@@ -19,7 +19,7 @@ from finetune_trainer.methods.qlora import four_bit_bytes
 from finetune_trainer.planning.memory import CPU_HOLES, PlannedModel
 from finetune_trainer.planning.micro_batch import fitted, largest
 from finetune_trainer.planning.simulation import Stage
-from finetune_trainer.planning.workload import Load, Shape
+from finetune_trainer.planning.workload import Shape, Workload
 from finetune_trainer.runtime.failures import Failure
 
 LLAMA_8B = {
@@ -209,19 +209,19 @@ def test_the_largest_micro_batch_that_fits_is_chosen(models: Path) -> None:
     """All divisors of the batch are open to a GPU whose memory is known."""
     sizes = [planned(models / "llama", {"lora": {}}).memory(Shape(rows, 64, accumulates=True)).total for rows in (4, 8)]
     between = spec_of({"lora": {}}, resources={"gpuMemory": str(sum(sizes) // 2)})
-    fit = largest(PlannedModel(models / "llama", between, []), Load(64, False, 32, 8, False), between.resources)
+    fit = largest(PlannedModel(models / "llama", between, []), Workload(64, False, 32, 8, False), between.resources)
     assert (fit.rows, fit.memory.total) == (4, sizes[0])
     roomy = between.resources.model_copy(update={"gpu_memory": "1Ti"})
-    assert largest(PlannedModel(models / "llama", between, []), Load(64, False, 32, 8, False), roomy).rows == 32
+    assert largest(PlannedModel(models / "llama", between, []), Workload(64, False, 32, 8, False), roomy).rows == 32
     unknown = between.resources.model_copy(update={"gpu_memory": None})
-    assert largest(PlannedModel(models / "llama", between, []), Load(64, False, 32, 8, False), unknown).rows == 8
+    assert largest(PlannedModel(models / "llama", between, []), Workload(64, False, 32, 8, False), unknown).rows == 8
 
 
 def test_an_automatic_batch_is_one_pass_of_what_fits(models: Path) -> None:
     """A power of two, without a second set of gradients; the smallest where nothing fits."""
     size = planned(models / "llama", {"lora": {}}).memory(Shape(16, 64)).total
     spec = spec_of({"lora": {}}, resources={"gpuMemory": str(size)})
-    load = Load(64, False, 50, 50, False, in_one_pass=True)
+    load = Workload(64, False, 50, 50, False, in_one_pass=True)
     fit = largest(PlannedModel(models / "llama", spec, []), load, spec.resources)
     assert (fit.rows, fit.memory.total) == (16, size)
     tight = spec.resources.model_copy(update={"gpu_memory": "1Mi"})
@@ -234,15 +234,17 @@ def test_a_job_that_cannot_fit_is_refused_with_what_would(models: Path) -> None:
     less = planned(models / "llama", {"full": {}}).memory(Shape(4, 200, accumulates=True)).total
     spec = spec_of({"full": {}}, resources={"gpuMemory": str(less)})
     model = PlannedModel(models / "llama", spec, [])
-    assert fitted(model, models / "llama", spec, [], Load(200, False, 16, 8, False)).rows == 4
+    assert fitted(model, models / "llama", spec, [], Workload(200, False, 16, 8, False)).rows == 4
     assert (
-        fitted(model, models / "llama", spec, [], Load(200, False, 16, 16, True)).memory.total == needed
+        fitted(model, models / "llama", spec, [], Workload(200, False, 16, 16, True)).memory.total == needed
     )  # within the margin
     tight = spec_of({"full": {}}, resources={"gpuMemory": "500Mi"})
     with pytest.raises(
         Failure, match=r"^spec\.resources\.gpuMemory: full needs about 1\.0 GiB at microBatchSize 16"
     ) as told:
-        fitted(PlannedModel(models / "llama", tight, []), models / "llama", tight, [], Load(200, False, 16, 16, True))
+        fitted(
+            PlannedModel(models / "llama", tight, []), models / "llama", tight, [], Workload(200, False, 16, 16, True)
+        )
     assert "and there is 500Mi; nothing that was tried fits" in told.value.message
 
 
@@ -251,7 +253,7 @@ def test_what_fits_is_offered(models: Path) -> None:
     """An 8B model on 24 GiB: not `full`, whatever the batch, but an adapter."""
     spec = spec_of({"full": {}}, training={"precision": "bf16"}, resources={"gpuMemory": "24Gi"})
     with pytest.raises(Failure) as told:
-        fitted(PlannedModel(models / "8b", spec, []), models / "8b", spec, [], Load(64, False, 2, 2, False))
+        fitted(PlannedModel(models / "8b", spec, []), models / "8b", spec, [], Workload(64, False, 2, 2, False))
     assert re.match(r"spec\.resources\.gpuMemory: full needs about 1[23]\d\.\d GiB at", told.value.message)
     assert "; lora needs about" in told.value.message
 
@@ -259,7 +261,7 @@ def test_what_fits_is_offered(models: Path) -> None:
 def test_without_a_gpu_the_pods_memory_counts(models: Path) -> None:
     spec = spec_of({"lora": {}}, resources={"gpus": 0, "memory": "300Mi"})
     with pytest.raises(Failure, match=r"^spec\.resources\.memory: lora needs about"):
-        fitted(PlannedModel(models / "llama", spec, []), models / "llama", spec, [], Load(64, False, 16, 8, False))
+        fitted(PlannedModel(models / "llama", spec, []), models / "llama", spec, [], Workload(64, False, 16, 8, False))
 
 
 @pytest.mark.parametrize(

@@ -30,16 +30,16 @@ def test_the_loss_is_that_of_the_wrapper_that_is_given(
 ) -> None:
     """Its pass is the wrapper's, which shares gradients between processes; loss and gradient are the model's own."""
     run = prepared(tmp_path, Pair(family, objective, "lora"))
-    tuner, rows = run.tuner(), some(run, 4)
+    trainer, rows = run.trainer(), some(run, 4)
     passes: list[nn.Module] = []
-    wrapped = DistributedDataParallel(tuner.model.eval())
+    wrapped = DistributedDataParallel(trainer.model.eval())
     wrapped.register_forward_pre_hook(lambda module, _: passes.append(module))
     results = {}
-    for model in (tuner.model, wrapped):
+    for model in (trainer.model, wrapped):
         model.zero_grad()
-        loss = loss_of(tuner.objective, model, rows)
+        loss = loss_of(trainer.objective, model, rows)
         loss.backward()
-        gradients = [p.grad.clone() for p in tuner.model.parameters() if p.grad is not None]
+        gradients = [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
         results[model is wrapped] = [loss.detach(), *gradients]
     assert passes == [wrapped]
     assert len(results[True]) > 1

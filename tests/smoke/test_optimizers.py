@@ -71,10 +71,10 @@ def test_it_learns_and_resumes_bit_for_bit(run: Prepared, tmp_path: Path) -> Non
 def test_8_bit_moments_are_8_bit_and_those_of_embeddings_and_small_tensors_are_not(tmp_path: Path) -> None:
     """Two bytes a parameter in matrices, and a scale for each 256 of a moment."""
     run = prepared(tmp_path, Pair("llama", "sft", "full"), training={"optimizer": "adamw8bit", "maxSteps": 1})
-    tuner = run.tuner()
-    tuner.train()
-    for name, parameter in tuner.model.named_parameters():
-        state = tuner.optimizer.state[parameter]
+    trainer = run.trainer()
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        state = trainer.optimizer.state[parameter]
         if parameter.numel() < SMALL or "embed_tokens" in name:
             assert {state["state1"].dtype, state["state2"].dtype} == {torch.float32}, name
         else:
@@ -85,10 +85,12 @@ def test_8_bit_moments_are_8_bit_and_those_of_embeddings_and_small_tensors_are_n
 def test_adafactor_holds_a_row_and_a_column_a_matrix(tmp_path: Path) -> None:
     """No first moment; of the second, height plus width numbers instead of height times width."""
     run = prepared(tmp_path, Pair("llama", "sft", "full"), training={"optimizer": "adafactor", "maxSteps": 1})
-    tuner = run.tuner()
-    tuner.train()
-    for parameter in tuner.model.parameters():
-        held = [value for value in tuner.optimizer.state[parameter].values() if torch.is_tensor(value) and value.dim()]
+    trainer = run.trainer()
+    trainer.train()
+    for parameter in trainer.model.parameters():
+        held = [
+            value for value in trainer.optimizer.state[parameter].values() if torch.is_tensor(value) and value.dim()
+        ]
         assert sum(value.numel() for value in held) == sum(parameter.shape)
 
 
@@ -96,11 +98,11 @@ def test_adafactor_holds_a_row_and_a_column_a_matrix(tmp_path: Path) -> None:
 def test_the_memory_plan_counts_what_is_held(tmp_path: Path, optimizer: str) -> None:
     """Byte for byte, but for steps, flags and the code tables that all parameters share."""
     run = prepared(tmp_path, Pair("llama", "sft", "full"), training={"optimizer": optimizer, "maxSteps": 1})
-    tuner = run.tuner()
-    tuner.train()
-    embeddings = {id(module.weight) for module in tuner.model.modules() if isinstance(module, nn.Embedding)}
-    for name, parameter in tuner.model.named_parameters():
-        state = tuner.optimizer.state[parameter].items()
+    trainer = run.trainer()
+    trainer.train()
+    embeddings = {id(module.weight) for module in trainer.model.modules() if isinstance(module, nn.Embedding)}
+    for name, parameter in trainer.model.named_parameters():
+        state = trainer.optimizer.state[parameter].items()
         held = [value for key, value in state if torch.is_tensor(value) and value.dim() and "qmap" not in key]
         planned = moment_bytes(optimizer, parameter, id(parameter) in embeddings)
         assert sum(value.nbytes for value in held) == planned, name

@@ -112,12 +112,12 @@ LLAMA_8B = LlamaConfig(
 
 
 def counted(config: Any, kind: str, options: Any) -> tuple[int, int]:
-    """(parameters that move, numbers that are published), on the meta device."""
+    """(trainable parameters, numbers that are published), on the meta device."""
     with torch.device("meta"):
         auto = transformers.AutoModel if config.model_type == "bert" else transformers.AutoModelForCausalLM
         base = LoadedModel(auto.from_config(config), fresh=())
         model = METHODS[kind].apply(base, options, head_of("llama"), steps=1)
-        published = METHODS[kind].learnt(model)
+        published = METHODS[kind].trained(model)
     moving = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return moving, sum(tensor.numel() for tensor in published.values())
 

@@ -174,14 +174,14 @@ def test_adaloras_factors_start_orthonormal(tmp_path: Path) -> None:
 def test_adaloras_values_move_faster_than_its_factors(tmp_path: Path) -> None:
     """Λ alone has the ratio times the rate of P and Q; the reported rate is theirs."""
     run = prepared(tmp_path, Pair("llama", "sft", "adaLora"), method={"adaLora": {"lambdaRatio": 4}})
-    tuner = run.tuner()
-    tuner.create_optimizer()
-    rates = {id(p): group["lr"] for group in tuner.optimizer.param_groups for p in group["params"]}
-    moving = {name: parameter for name, parameter in tuner.model.named_parameters() if parameter.requires_grad}
+    trainer = run.trainer()
+    trainer.create_optimizer()
+    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    moving = {name: parameter for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     base_rate = run.run.spec.training.learning_rate
     assert {rates[id(p)] for name, p in moving.items() if ".lora_E." in name} == {4 * base_rate}
     assert {rates[id(p)] for name, p in moving.items() if ".lora_E." not in name} == {base_rate}
-    assert tuner.optimizer.param_groups[0]["lr"] == base_rate
+    assert trainer.optimizer.param_groups[0]["lr"] == base_rate
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 10_000])

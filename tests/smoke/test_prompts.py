@@ -372,10 +372,10 @@ def test_a_prefix_excludes_computing_layers_twice(method: str) -> None:
 def test_the_base_model_is_measured_without_virtual_tokens(tmp_path: Path) -> None:
     """An untrained prompt makes a model worse: what training improved on is the model as it came."""
     run = prepared(tmp_path, Pair("llama", "sft", "promptTuning"), training={"maxSteps": 1}, records=24)
-    tuner = run.tuner()
+    trainer = run.trainer()
     report = run.train(Progress("train"))
-    tuner.model = loading.load(Path(run.stage().page.model_path), SFT, 0).model
-    plain, _ = tuner.assess(run.stage().rows("test"), lambda: None)
+    trainer.model = loading.load(Path(run.stage().page.model_path), SFT, 0).model
+    plain, _ = trainer.assess(run.stage().rows("test"), lambda: None)
     assert report.evaluation.base == plain
     saved = Baseline.model_validate_json((run.workspace.checkpoints / "baseline.json").read_bytes())
     assert saved.held_out is not None

@@ -30,7 +30,7 @@ from finetune_trainer.models.loading import Head, LoadedModel
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.stages.publish import publish
-from finetune_trainer.training.trainer import FineTuner
+from finetune_trainer.training.trainer import FineTuneTrainer
 from tolerance import PASS, WEIGHT, InDouble, assert_close, bound, doubled
 from training import Pair, Prepared, prepared
 
@@ -138,75 +138,75 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return prepared(folder, Pair("llama", "sft", "qlora"), training={"precision": request.param})
 
 
-def gradient(tuner: FineTuner, run: Prepared) -> torch.Tensor:
-    """Of the loss on four rows, dropout included, over all parameters that move."""
+def gradient(trainer: FineTuneTrainer, run: Prepared) -> torch.Tensor:
+    """Of the loss on four rows, dropout included, over all trainable parameters."""
     rows = run.stage().rows("train")
     torch.manual_seed(7)
-    tuner.model.zero_grad()
-    batch = tuner.objective.collate([rows[index] for index in range(4)])
-    tuner.compute_loss(tuner.model, batch, num_items_in_batch=batch["items"]).backward()
-    return torch.cat([tensor.grad.flatten() for tensor in tuner.model.parameters() if tensor.requires_grad])
+    trainer.model.zero_grad()
+    batch = trainer.objective.collate([rows[index] for index in range(4)])
+    trainer.compute_loss(trainer.model, batch, num_items_in_batch=batch["items"]).backward()
+    return torch.cat([tensor.grad.flatten() for tensor in trainer.model.parameters() if tensor.requires_grad])
 
 
 def test_train_evaluate_train_leaves_gradients_as_without_the_evaluation(run: Prepared) -> None:
     """Bit for bit. Left to itself, bitsandbytes repacks the weights at the evaluation on CPUs with AVX512-BF16."""
-    tuner = run.tuner()
-    tuner.model.train()
-    before = {name: tensor.clone() for name, tensor in tuner.model.named_parameters()}
-    expected = gradient(tuner, run)
-    tuner.assess(run.stage().rows("validation"), lambda: None)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in tuner.model.named_parameters())
-    layers = [tuner.model.get_submodule(name) for name in quantized(tuner.model)]
+    trainer = run.trainer()
+    trainer.model.train()
+    before = {name: tensor.clone() for name, tensor in trainer.model.named_parameters()}
+    expected = gradient(trainer, run)
+    trainer.assess(run.stage().rows("validation"), lambda: None)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.named_parameters())
+    layers = [trainer.model.get_submodule(name) for name in quantized(trainer.model)]
     assert not any(hasattr(layer.weight.quant_state, "packing_format_for_cpu") for layer in layers)
-    assert torch.equal(gradient(tuner, run), expected)
+    assert torch.equal(gradient(trainer, run), expected)
     assert float(expected.abs().max()) > 0
 
 
 def test_gradients_are_those_of_plain_layers_that_hold_the_same_numbers(tmp_path: Path) -> None:
     """After an evaluation too: LoRA over a base in fp32, with the rounded weights written into it, learns the same."""
     run = prepared(tmp_path, Pair("llama", "sft", "qlora"))
-    tuner = run.tuner()
-    tuner.assess(run.stage().rows("validation"), lambda: None)
-    found, adapter = gradient(tuner, run), tuner.model.state_dict()
+    trainer = run.trainer()
+    trainer.assess(run.stage().rows("validation"), lambda: None)
+    found, adapter = gradient(trainer, run), trainer.model.state_dict()
     folder = Path(run.stage().page.model_path)
     rounded, plain = loaded(folder, **run.run.spec.method.options.to_wire()).model, loading.load(folder, WRITER, 0)
     for name in quantized(rounded):
         weight = rounded.get_submodule(name).weight
         plain.model.get_submodule(name).weight.data = dequantize_4bit(weight.data, weight.quant_state)
-    tuner.model = METHODS["lora"].apply(plain, Lora(rank=8, dropout=0.1), WRITER, steps=1).train()
-    tuner.model.load_state_dict({name: tensor for name, tensor in adapter.items() if "lora_" in name}, strict=False)
-    assert_close(found, gradient(tuner, run), 3 * PASS)
+    trainer.model = METHODS["lora"].apply(plain, Lora(rank=8, dropout=0.1), WRITER, steps=1).train()
+    trainer.model.load_state_dict({name: tensor for name, tensor in adapter.items() if "lora_" in name}, strict=False)
+    assert_close(found, gradient(trainer, run), 3 * PASS)
 
 
 def test_an_evaluation_says_what_a_training_step_says(run: Prepared) -> None:
     """The loss in eval mode is that of the same weights in train mode: there is no second arithmetic for inference."""
-    tuner, rows = run.tuner(), run.stage().rows("validation")
-    for module in tuner.model.modules():
+    trainer, rows = run.trainer(), run.stage().rows("validation")
+    for module in trainer.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    batch = tuner.objective.collate([rows[index] for index in range(4)])
-    with tuner.autocast():
-        learning = tuner.objective.compute_loss(tuner.model, batch).loss
+    batch = trainer.objective.collate([rows[index] for index in range(4)])
+    with trainer.autocast():
+        learning = trainer.objective.compute_loss(trainer.model, batch).loss
         with torch.no_grad():
-            tuner.model.eval()
-            assert torch.equal(tuner.objective.compute_loss(tuner.model, batch).loss, learning.detach())
+            trainer.model.eval()
+            assert torch.equal(trainer.objective.compute_loss(trainer.model, batch).loss, learning.detach())
 
 
 def test_weights_stay_in_4_bits_when_frozen_ones_are_narrowed(run: Prepared) -> None:
     """In bf16 the output layer becomes bf16 and products are computed in it; codes are never cast."""
-    tuner = run.tuner()
-    layers = [module for module in tuner.model.modules() if isinstance(module, Linear4bit)]
+    trainer = run.trainer()
+    layers = [module for module in trainer.model.modules() if isinstance(module, Linear4bit)]
     assert {layer.weight.dtype for layer in layers} == {torch.uint8}
-    assert {layer.compute_dtype for layer in layers} == {tuner.objective.dtype}
-    assert tuner.model.get_output_embeddings().weight.dtype is tuner.objective.dtype
+    assert {layer.compute_dtype for layer in layers} == {trainer.objective.dtype}
+    assert trainer.model.get_output_embeddings().weight.dtype is trainer.objective.dtype
 
 
 def test_gradient_checkpointing_changes_no_gradient(run: Prepared) -> None:
     """Activations computed twice from frozen 4-bit weights are the same activations."""
-    tuner = run.tuner()
-    expected = gradient(tuner, run)
-    tuner.model.activation_checkpointing_enable()
-    assert torch.equal(gradient(tuner, run), expected)
+    trainer = run.trainer()
+    expected = gradient(trainer, run)
+    trainer.model.activation_checkpointing_enable()
+    assert torch.equal(gradient(trainer, run), expected)
 
 
 # --- publishing -------------------------------------------------------------------------------------------------------
@@ -260,13 +260,13 @@ def test_the_card_opens_the_base_as_it_was_whatever_its_files_hold(
 def test_a_lora_adapter_comes_out(tmp_path: Path) -> None:
     """A few kilobytes that any version of PEFT opens, over GPT-2's transposed layers too; no 4-bit weight is in it."""
     run = prepared(tmp_path, Pair("gpt2", "sft", "qlora"))
-    tuner = run.tuner()
-    METHODS["qlora"].save(tuner.model, tmp_path, "base", "revision")
+    trainer = run.trainer()
+    METHODS["qlora"].save(trainer.model, tmp_path, "base", "revision")
     config = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(run.stage().page.model_path), tmp_path)
     assert config.peft_config["default"].fan_in_fan_out
     size = (tmp_path / "adapter_model.safetensors").stat().st_size
-    assert size < 8 * tuner.model.num_parameters(only_trainable=True)
-    assert math.isclose(size, 4 * tuner.model.num_parameters(only_trainable=True), rel_tol=0.2)
+    assert size < 8 * trainer.model.num_parameters(only_trainable=True)
+    assert math.isclose(size, 4 * trainer.model.num_parameters(only_trainable=True), rel_tol=0.2)
 
 
 @pytest.mark.slow

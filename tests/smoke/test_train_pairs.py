@@ -28,7 +28,7 @@ from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.stages.publish import publish
 from finetune_trainer.training import checkpoints
-from finetune_trainer.training.trainer import FineTuner
+from finetune_trainer.training.trainer import FineTuneTrainer
 from tolerance import PASS, InDouble, assert_close, doubled
 from training import PAIRS, STEPS, Pair, Prepared, StopAfter, cut, gradient_of, is_core, loss_of, prepared, some
 
@@ -70,14 +70,14 @@ def test_training_lowers_the_loss(finished: Finished) -> None:
     losses = [event.loss for event in history if event.loss is not None]
     assert len(losses) == STEPS
     rows = finished.trained.stage().rows("train")
-    before, _ = finished.trained.tuner().assess(rows, lambda: None)
-    tuner = tuned(finished)
-    after, _ = tuner.assess(rows, lambda: None)
+    before, _ = finished.trained.trainer().assess(rows, lambda: None)
+    trainer = tuned(finished)
+    after, _ = trainer.assess(rows, lambda: None)
     assert after["loss"] < before["loss"]
     judged = {
         event.step: event.eval_loss
         for event in history
-        if event.eval_loss is not None and tuner.method.can_be_kept(tuner.model, event.step)
+        if event.eval_loss is not None and trainer.method.can_be_kept(trainer.model, event.step)
     }
     assert finished.evaluation.best_step == min(judged, key=lambda step: judged[step])
     assert finished.evaluation.tuned != finished.evaluation.base
@@ -86,13 +86,13 @@ def test_training_lowers_the_loss(finished: Finished) -> None:
 def test_the_artifact_is_the_model_that_was_measured(finished: Finished) -> None:
     """The files in the result, over a freshly loaded base, score exactly what the report says of the tuned model."""
     trained = finished.trained
-    tuner = trained.tuner()
+    trainer = trained.trainer()
     with torch.no_grad():  # a fresh head must not survive by chance
-        for parameter in tuner.model.parameters():
+        for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.zero_()
-    tuner.model = reopened(trained, tuner)
-    metrics, _ = tuner.assess(trained.stage().rows("test"), lambda: None)
+    trainer.model = reopened(trained, trainer)
+    metrics, _ = trainer.assess(trained.stage().rows("test"), lambda: None)
     reported = finished.evaluation.tuned
     if trained.run.spec.method.ada_lora:  # ranks that were pruned are not in the file: sums of fewer terms
         assert_close(metrics["loss"], reported["loss"], PASS, computed_in=torch.float32)
@@ -102,16 +102,16 @@ def test_the_artifact_is_the_model_that_was_measured(finished: Finished) -> None
 
 def test_exactly_the_parameters_of_the_method_move(finished: Finished) -> None:
     """Whatever requires a gradient changes, everything else keeps every bit, and prepare has counted the same."""
-    tuner = finished.prepared.tuner()
-    before = {name: parameter.detach().clone() for name, parameter in tuner.model.named_parameters()}
-    tuner.train()
-    moved = {name for name, parameter in tuner.model.named_parameters() if not torch.equal(parameter, before[name])}
-    assert moved == {name for name, parameter in tuner.model.named_parameters() if parameter.requires_grad}
+    trainer = finished.prepared.trainer()
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     run = finished.prepared.run
     page = finished.prepared.stage().page
     planned = PlannedModel(Path(page.model_path), run.spec, page.labels)
-    sizes = [(size(parameter), parameter.requires_grad) for parameter in tuner.model.parameters()]
-    packed = sum(2 * layer.codes.numel() for layer in tuner.model.modules() if isinstance(layer, QuantizedLinear))
+    sizes = [(size(parameter), parameter.requires_grad) for parameter in trainer.model.parameters()]
+    packed = sum(2 * layer.codes.numel() for layer in trainer.model.modules() if isinstance(layer, QuantizedLinear))
     assert planned.total == sum(count for count, _ in sizes) + packed
     assert planned.trainable == sum(count for count, moves in sizes if moves)
 
@@ -133,34 +133,34 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(finished: Fini
 
 def test_an_evaluation_between_two_steps_changes_no_gradient(finished: Finished) -> None:
     """Train, evaluate, train: the second gradient, dropout included, is what it is without the evaluation."""
-    tuner, rows = tuned(finished), some(finished.trained, 4)
-    tuner.model.train()
+    trainer, rows = tuned(finished), some(finished.trained, 4)
+    trainer.model.train()
     torch.manual_seed(7)
-    expected = gradient_of(tuner, [rows])
+    expected = gradient_of(trainer, [rows])
     torch.manual_seed(7)
-    tuner.assess(finished.trained.stage().rows("validation"), lambda: None)
-    assert torch.equal(gradient_of(tuner, [rows]), expected)
+    trainer.assess(finished.trained.stage().rows("validation"), lambda: None)
+    assert torch.equal(gradient_of(trainer, [rows]), expected)
 
 
 def test_a_record_scores_the_same_alone_and_in_a_padded_batch(finished: Finished) -> None:
     """Padding is never seen: the loss of a batch is the sum of its records' losses, whatever their lengths."""
-    tuner = tuned(finished)
-    doubled(tuner.model).eval()
+    trainer = tuned(finished)
+    doubled(trainer.model).eval()
     rows = [[cut(record, length)] for length, (record,) in zip((9, 14, 6), some(finished.trained, 3), strict=True)]
     with torch.no_grad(), InDouble():
-        together = loss_of(tuner.objective, tuner.model, rows).item()
-        alone = sum(loss_of(tuner.objective, tuner.model, [row]).item() for row in rows)
+        together = loss_of(trainer.objective, trainer.model, rows).item()
+        alone = sum(loss_of(trainer.objective, trainer.model, [row]).item() for row in rows)
     assert_close(together, alone, PASS)
 
 
 def test_generation_with_a_cache_equals_whole_passes(pair: Pair, finished: Finished) -> None:
     """At each step the logits of a pass over all that was said so far."""
-    tuner = tuned(finished)
-    writes = tuner.objective.head(tuple(finished.trained.stage().page.labels)).generates
+    trainer = tuned(finished)
+    writes = trainer.objective.head(tuple(finished.trained.stage().page.labels)).generates
     assert writes == (pair.objective == "sft")
     if not writes:
         return
-    model = doubled(tuner.model).eval()
+    model = doubled(trainer.model).eval()
     ids = torch.tensor([finished.trained.stage().rows("test")[0][0]["input_ids"][:6].tolist()])
     with torch.no_grad(), InDouble():
         made = model.generate(
@@ -210,7 +210,7 @@ def test_the_card_loads_the_artifact_in_a_fresh_process(
     ids = finished.trained.stage().rows("test")[0][0]["input_ids"].tolist()
     theirs = readers["ours" if ours else "upstream"].logits(published, code, ids)
     assert theirs["imports"] is ours
-    model = reopened(finished.trained, finished.trained.tuner()).eval()
+    model = reopened(finished.trained, finished.trained.trainer()).eval()
     with torch.no_grad():
         logits = model(**dict.fromkeys(theirs["inputs"], torch.tensor([ids]))).logits
     assert torch.equal(torch.tensor(theirs["logits"]), logits)
@@ -252,11 +252,11 @@ class FreshPython:
             self._process.wait(timeout=60)
 
 
-def tuned(finished: Finished) -> FineTuner:
+def tuned(finished: Finished) -> FineTuneTrainer:
     """With the weights of the last step."""
-    tuner, stage = finished.trained.tuner(), finished.trained.stage()
-    checkpoints.restore_weights(checkpoints.Store(stage.workspace.checkpoints, stage.identity, 2).latest(), tuner)
-    return tuner
+    trainer, stage = finished.trained.trainer(), finished.trained.stage()
+    checkpoints.restore_weights(checkpoints.Store(stage.workspace.checkpoints, stage.identity, 2).latest(), trainer)
+    return trainer
 
 
 def size(parameter: torch.Tensor) -> int:
@@ -264,11 +264,11 @@ def size(parameter: torch.Tensor) -> int:
     return (parameter.quant_state.shape if hasattr(parameter, "quant_state") else parameter.shape).numel()
 
 
-def reopened(trained: Prepared, tuner: FineTuner) -> Any:
+def reopened(trained: Prepared, trainer: FineTuneTrainer) -> Any:
     """The artifact in the result folder, over the base model as it was while it learnt."""
     page, chosen = trained.stage().page, trained.run.spec.method
-    method, head = METHODS[chosen.kind], tuner.objective.head(tuple(page.labels))
-    base = method.load(Path(page.model_path), head, page.pad_token_id, chosen.options, tuner.objective.dtype)
+    method, head = METHODS[chosen.kind], trainer.objective.head(tuple(page.labels))
+    base = method.load(Path(page.model_path), head, page.pad_token_id, chosen.options, trainer.objective.dtype)
     return method.reopen(base, trained.workspace.result / results.ARTIFACT)
 
 

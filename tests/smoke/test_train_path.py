@@ -31,7 +31,7 @@ from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.stop import StopRequest
 from finetune_trainer.runtime.workspace import Workspace
 from finetune_trainer.stages.train import assemble, follow
-from finetune_trainer.training.trainer import FineTuner
+from finetune_trainer.training.trainer import FineTuneTrainer
 from tolerance import PASS, InDouble, assert_close, doubled
 from training import STEPS, Pair, Prepared, StopAfter, gradient_of, loss_of, prepared, some, with_learnt
 
@@ -72,13 +72,13 @@ def test_loss_through_the_head_equals_plain_cross_entropy(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("pair", [LLAMA, GPT2], ids=str)
 def test_logits_at_learnt_positions_give_the_loss_of_all_logits(runs: dict[Pair, Prepared], pair: Pair) -> None:
     """A padded batch, judged at selected positions only, has the loss that transformers computes from labels."""
-    tuner, rows = evaluating(runs[pair]), runs[pair].stage().rows("train")
-    batch = tuner.objective.collate([rows[0], rows[1], rows[2]])
+    trainer, rows = evaluating(runs[pair]), runs[pair].stage().rows("train")
+    batch = trainer.objective.collate([rows[0], rows[1], rows[2]])
     labels = torch.full_like(batch["input_ids"], -100)
     labels.view(-1)[batch["positions"] + 1] = batch["targets"]
     with torch.no_grad(), InDouble():
-        expected = tuner.model(input_ids=batch["input_ids"], labels=labels).loss * batch["items"]
-        assert_close(tuner.objective.compute_loss(tuner.model, batch).loss, expected, PASS)
+        expected = trainer.model(input_ids=batch["input_ids"], labels=labels).loss * batch["items"]
+        assert_close(trainer.objective.compute_loss(trainer.model, batch).loss, expected, PASS)
 
 
 def test_a_head_that_does_more_than_a_product_is_left_to_the_model(tmp_path: Path) -> None:
@@ -100,15 +100,15 @@ def test_a_head_that_does_more_than_a_product_is_left_to_the_model(tmp_path: Pat
     run = prepared(tmp_path / "run", LLAMA)
     page = run.stage().page
     stage = dataclasses.replace(run.stage(), page=page.model_copy(update={"model_path": str(tmp_path / "model")}))
-    tuner = assemble(stage)
-    doubled(tuner.model).eval()
-    assert not tuner.objective.plain_head
+    trainer = assemble(stage)
+    doubled(trainer.model).eval()
+    assert not trainer.objective.plain_head
     rows = stage.rows("train")
-    batch = tuner.objective.collate([rows[0], rows[1]])
+    batch = trainer.objective.collate([rows[0], rows[1]])
     with torch.no_grad(), InDouble():
-        logits = tuner.model(input_ids=batch["input_ids"]).logits.flatten(0, 1)[batch["positions"]]
+        logits = trainer.model(input_ids=batch["input_ids"]).logits.flatten(0, 1)[batch["positions"]]
         expected = functional.cross_entropy(logits, batch["targets"], reduction="sum")
-        assert_close(tuner.objective.compute_loss(tuner.model, batch).loss, expected, PASS)
+        assert_close(trainer.objective.compute_loss(trainer.model, batch).loss, expected, PASS)
 
 
 # --- device -----------------------------------------------------------------------------------------------------------
@@ -142,11 +142,11 @@ def test_every_attempt_computes_as_it_was_planned(tmp_path: Path, planned: str, 
 @pytest.mark.parametrize("pair", [LLAMA, GPT2], ids=str)
 def test_packed_records_do_not_see_each_other(runs: dict[Pair, Prepared], pair: Pair) -> None:
     """Records in shared rows, of unequal length and with padding, lose exactly what they lose on rows of their own."""
-    tuner = evaluating(runs[pair])
+    trainer = evaluating(runs[pair])
     records = [row[0] for row in some(runs[pair], 5)]
     with torch.no_grad(), InDouble():
-        packed = loss_of(tuner.objective, tuner.model, [records[:3], records[3:]]).item()
-        alone = sum(loss_of(tuner.objective, tuner.model, [[record]]).item() for record in records)
+        packed = loss_of(trainer.objective, trainer.model, [records[:3], records[3:]]).item()
+        alone = sum(loss_of(trainer.objective, trainer.model, [[record]]).item() for record in records)
     assert_close(packed, alone, PASS)
 
 
@@ -160,14 +160,14 @@ def test_a_packed_run_trains_and_evaluates_unpacked(tmp_path: Path) -> None:
 
 def test_accumulated_micro_batches_weigh_tokens_not_batches(runs: dict[Pair, Prepared], tmp_path: Path) -> None:
     """Eight records in one pass or in four give the same gradient, though their answers differ in length."""
-    tuner = evaluating(runs[GPT2])
+    trainer = evaluating(runs[GPT2])
     rows = [
         [with_learnt(record, count)]
         for count, (record,) in zip((1, 1, 3, 2, 1, 3, 3, 1), some(runs[GPT2], 8), strict=True)
     ]
     with InDouble():
-        whole = gradient_of(tuner, [rows])
-        parts = gradient_of(tuner, [rows[at : at + 2] for at in range(0, 8, 2)])
+        whole = gradient_of(trainer, [rows])
+        parts = gradient_of(trainer, [rows[at : at + 2] for at in range(0, 8, 2)])
     assert_close(parts, whole, 3 * PASS)
 
 
@@ -183,10 +183,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
                 next(p for p in model.parameters() if p.requires_grad).data.fill_(math.inf)
 
     run = prepared(tmp_path, LLAMA, checkpoint={"everySteps": 1})
-    tuner = run.tuner()
-    tuner.add_callback(Spoil())
+    trainer = run.trainer()
+    trainer.add_callback(Spoil())
     with pytest.raises(Failure, match="step 5") as ended:
-        follow(run.stage(), tuner)
+        follow(run.stage(), trainer)
     assert (ended.value.reason, ended.value.code) == (Reason.DIVERGED, ExitCode.DIVERGED)
     newest = max(run.workspace.checkpoints.glob("step-*"))
     assert newest.name == "step-00000004"
@@ -364,11 +364,11 @@ def spec_of(folder: Path, **stanzas: Any) -> FineTuneJobSpec:
     return FineTuneJobSpec.model_validate({**places, "output": {"uri": f"file://{folder}/out"}, **stanzas})
 
 
-def evaluating(run: Prepared) -> FineTuner:
+def evaluating(run: Prepared) -> FineTuneTrainer:
     """In double precision."""
-    tuner = run.tuner()
-    doubled(tuner.model).eval()
-    return tuner
+    trainer = run.trainer()
+    doubled(trainer.model).eval()
+    return trainer
 
 
 def flip(path: Path) -> None:

@@ -9,8 +9,8 @@ from finetune_api import labels
 from finetune_api.spec import FineTuneJobSpec, Metadata
 from finetune_api.stages import StageName
 from finetune_api.status import FineTuneJobStatus, PinnedRun
-from finetune_operator.facts import Claim, Observed, Pod, RunFile, StageJob, Termination, run_file, timestamp
-from finetune_operator.objects import frozen_run, run_config_map
+from finetune_operator.manifests import frozen_run, run_config_map
+from finetune_operator.observed_state import Claim, Observed, Pod, RunFile, StageJob, Termination, run_file, timestamp
 from finetune_operator.settings import Settings
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)

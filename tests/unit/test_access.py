@@ -231,8 +231,8 @@ def test_the_official_client_is_imported_for_a_kubeconfig_alone() -> None:
 def test_no_type_of_the_contract_is_built_before_it_is_used() -> None:
     """A default that is an object of the contract would build its type, and those below it, at each start."""
     code = (
-        "import finetune_operator.main; from finetune_api.schema import Model;"
-        "left = [Model];"
+        "import finetune_operator.main; from finetune_api.schema import ApiModel;"
+        "left = [ApiModel];"
         "[left.extend(one.__subclasses__()) for one in left];"
         "print(len(left) > 50, [one.__name__ for one in left if one.__pydantic_complete__])"
     )

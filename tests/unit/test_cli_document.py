@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_cli.document import Document, UnreadableError, parse, read, scalar
+from finetune_cli.manifest.document import Document, UnreadableError, parse, read, scalar
 
 
 def only(text: str | bytes) -> Document:

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from finetune_cli.cluster import ClusterError, NotFoundError
-from finetune_cli.follow import TIRED, Follower
+from finetune_cli.commands.follow import TIRED, Follower
 
 Answer = dict[str, Any] | list[dict[str, Any]] | Exception
 
@@ -99,17 +99,17 @@ FAILED = {"type": "Failed", "status": "True", "reason": "OutOfMemory", "message"
 def test_watching_one_job_ends_with_it(terminal: bool, phase: str, code: int) -> None:
     """The exit code is the job's: 0 or 1."""
     script = Script([a_body("Training"), a_body("Training"), a_body(phase, conditions=[FAILED] if code else [])])
-    follower, file = a_follower(script, terminal)
+    dependent, file = a_follower(script, terminal)
 
-    assert follower.watch("bot") == code
+    assert dependent.watch("bot") == code
     assert phase in file.getvalue()
     assert ("microBatchSize" in file.getvalue()) == bool(code)
 
 
 def test_without_a_terminal_only_changes_are_printed() -> None:
     """The same state twice is one line."""
-    follower, file = a_follower(Script([a_body("Training")] * 4 + [a_body("Succeeded")]))
-    follower.watch("bot")
+    dependent, file = a_follower(Script([a_body("Training")] * 4 + [a_body("Succeeded")]))
+    dependent.watch("bot")
 
     assert file.getvalue().splitlines() == ["bot: Training", "bot: Succeeded"]
 
@@ -117,21 +117,21 @@ def test_without_a_terminal_only_changes_are_printed() -> None:
 def test_watching_bears_an_api_server_that_restarts() -> None:
     """A refusal or two in between is not the end; one that lasts is."""
     down = ClusterError("cannot reach the cluster")
-    follower, _ = a_follower(Script([a_body("Training")] * 2 + [down, down, a_body("Succeeded")]))
-    assert follower.watch("bot") == 0
+    dependent, _ = a_follower(Script([a_body("Training")] * 2 + [down, down, a_body("Succeeded")]))
+    assert dependent.watch("bot") == 0
 
-    follower, _ = a_follower(Script([a_body("Training")] * 2 + [down] * TIRED))
+    dependent, _ = a_follower(Script([a_body("Training")] * 2 + [down] * TIRED))
     with pytest.raises(ClusterError, match="cannot reach"):
-        follower.watch("bot")
+        dependent.watch("bot")
 
 
 def test_a_cluster_that_was_never_there_is_not_waited_for() -> None:
     """The first answer of all is an error: watching ends with it."""
     script = Script([ClusterError("cannot reach the cluster")])
-    follower, _ = a_follower(script)
+    dependent, _ = a_follower(script)
 
     with pytest.raises(ClusterError, match="cannot reach"):
-        follower.watch(None)
+        dependent.watch(None)
     assert script.lists == 1
 
 
@@ -139,18 +139,18 @@ def test_watching_goes_on_after_a_restart() -> None:
     """The operator may not have seen it yet: the job is Failed still, and will not be."""
     restarted = a_body("Failed", conditions=[FAILED], limits={"restarts": 0})
     restarted["spec"]["restarts"] = 1
-    follower, file = a_follower(Script([restarted, restarted, a_body("Training"), a_body("Succeeded")]))
+    dependent, file = a_follower(Script([restarted, restarted, a_body("Training"), a_body("Succeeded")]))
 
-    assert follower.watch("bot") == 0
+    assert dependent.watch("bot") == 0
     assert file.getvalue().splitlines()[1:] == ["bot: Training", "bot: Succeeded"]
 
 
 def test_a_job_that_is_deleted_ends_the_watch() -> None:
     """There is nothing left to see."""
-    follower, _ = a_follower(Script([a_body("Training"), a_body("Training"), []]))
+    dependent, _ = a_follower(Script([a_body("Training"), a_body("Training"), []]))
 
     with pytest.raises(NotFoundError, match="bot was deleted"):
-        follower.watch("bot")
+        dependent.watch("bot")
 
 
 def test_changes_come_from_one_list() -> None:
@@ -158,9 +158,9 @@ def test_changes_come_from_one_list() -> None:
     script = Script(
         [a_body("Preparing"), a_body("Preparing"), a_body("Training"), a_body("Publishing"), a_body("Succeeded")]
     )
-    follower, _ = a_follower(script)
+    dependent, _ = a_follower(script)
 
-    assert follower.watch("bot") == 0
+    assert dependent.watch("bot") == 0
     assert script.lists == 1
 
 
@@ -169,12 +169,12 @@ def test_a_job_of_a_newer_release_hides_no_other() -> None:
     newer = a_body("Training", novel={"a": 1}, conditions=[{"type": "Failed"}, 5])
     newer["spec"] |= {"method": {"novel": {}}, "novel": True}
     newer["metadata"]["name"] = "newer"
-    follower, file = a_follower(
+    dependent, file = a_follower(
         Script([[newer, a_body("Preparing")], ClusterError("over")] + [ClusterError("over")] * TIRED)
     )
 
     with pytest.raises(ClusterError, match="over"):
-        follower.watch(None)
+        dependent.watch(None)
     assert file.getvalue().splitlines() == ["newer: Training", "bot: Preparing"]
 
 
@@ -184,9 +184,9 @@ def test_a_restart_raises_the_counter_and_says_what_follows() -> None:
     failed = a_body("Failed", conditions=[FAILED], stage={"name": "train", "tries": 4}, attempts=attempts)
     failed["spec"]["restarts"] = 2
     script = Script([failed])
-    follower, file = a_follower(script)
+    dependent, file = a_follower(script)
 
-    assert follower.restart("bot") == 0
+    assert dependent.restart("bot") == 0
     assert script.patches == [{"metadata": {"resourceVersion": "7"}, "spec": {"restarts": 3}}]
     assert file.getvalue().startswith("bot goes on from its checkpoint at step 40, with all its tries.")
 
@@ -201,46 +201,46 @@ def test_a_restart_raises_the_counter_and_says_what_follows() -> None:
 )
 def test_a_restart_of_a_job_that_has_not_failed_says_what_it_does(phase: str | None, said: str) -> None:
     """It depends on where the job is."""
-    follower, file = a_follower(Script([a_body(phase, stage={"name": "train"})]))
+    dependent, file = a_follower(Script([a_body(phase, stage={"name": "train"})]))
 
-    assert follower.restart("bot") == 0
+    assert dependent.restart("bot") == 0
     assert said in file.getvalue()
 
 
 def test_a_restart_of_a_job_that_is_out_of_time_says_so() -> None:
     """Its seconds stay counted: another try alone would fail at once."""
     late = a_body("Failed", conditions=[FAILED | {"reason": "DeadlineExceeded"}])
-    follower, file = a_follower(Script([late]))
+    dependent, file = a_follower(Script([late]))
 
-    assert follower.restart("bot") == 0
+    assert dependent.restart("bot") == 0
     assert "raise spec.deadlineSeconds too" in file.getvalue()
 
 
 def test_a_definition_without_restarts_is_told() -> None:
     """The API server drops what it does not know without a word."""
-    follower, _ = a_follower(Script([a_body("Failed")], has_restarts=False))
+    dependent, _ = a_follower(Script([a_body("Failed")], has_restarts=False))
 
     with pytest.raises(ClusterError, match="upgrade the CRD"):
-        follower.restart("bot")
+        dependent.restart("bot")
 
 
 def test_a_name_that_is_almost_right_is_guessed() -> None:
     """`bott` is told of `bot`."""
-    follower, _ = a_follower(Script([NotFoundError("no")]))
+    dependent, _ = a_follower(Script([NotFoundError("no")]))
 
     with pytest.raises(NotFoundError, match="no FineTuneJob bott in namespace team: did you mean bot"):
-        follower.describe("bott")
+        dependent.describe("bott")
     with pytest.raises(NotFoundError, match="there are bot"):
-        follower.describe("xyz")
+        dependent.describe("xyz")
 
 
 def test_logs_are_those_of_the_newest_pod() -> None:
     """Of this very job (by uid) and of the stage that was asked for."""
     pods = [a_pod("old", "2026-01-01T00:00:00Z"), a_pod("new", "2026-01-01T00:01:00Z")]
     script = Script([a_body("Training")], [pods], {"new": ["one", "[two]"], "old": ["never"]})
-    follower, file = a_follower(script)
+    dependent, file = a_follower(script)
 
-    assert follower.logs("bot", "train", follow=False) == 0
+    assert dependent.logs("bot", "train", follow=False) == 0
     assert file.getvalue().splitlines() == ["one", "[two]"]
     assert set(script.selectors[0].split(",")) == {
         "finetune.dev/job=bot", "finetune.dev/job-uid=u1", "finetune.dev/stage=train"}  # fmt: skip
@@ -249,9 +249,9 @@ def test_logs_are_those_of_the_newest_pod() -> None:
 def test_logs_of_a_replaced_pod_are_there_until_the_next_one_has_some() -> None:
     """After a Job was replaced its newest pod may not have started: the one before it is shown."""
     pods = [a_pod("old", "2026-01-01T00:00:00Z"), a_pod("new", "2026-01-01T00:01:00Z", started=False)]
-    follower, file = a_follower(Script([a_body("Training")], [pods], {"old": ["one"]}))
+    dependent, file = a_follower(Script([a_body("Training")], [pods], {"old": ["one"]}))
 
-    assert follower.logs("bot", None, follow=False) == 0
+    assert dependent.logs("bot", None, follow=False) == 0
     assert file.getvalue().splitlines() == ["one"]
 
 
@@ -263,9 +263,9 @@ def test_following_logs_goes_on_to_the_pod_of_another_job() -> None:
         [[old], [], [new], [old, new]],
         {"bot-u1-train-x": ["1"], "bot-u1-train-2-x": ["2"]},
     )
-    follower, file = a_follower(script)
+    dependent, file = a_follower(script)
 
-    assert follower.logs("bot", None, follow=True) == 0
+    assert dependent.logs("bot", None, follow=True) == 0
     assert file.getvalue().splitlines() == ["1", "2"]
 
 
@@ -276,9 +276,9 @@ def test_of_two_pods_of_one_second_the_one_that_runs_is_the_newer_one() -> None:
     script = Script(
         [a_body("Training")] * 2 + [a_body("Succeeded")], [[old], [ended, new]], {"train-z": ["1"], "train-a": ["2"]}
     )
-    follower, file = a_follower(script)
+    dependent, file = a_follower(script)
 
-    assert follower.logs("bot", None, follow=True) == 0
+    assert dependent.logs("bot", None, follow=True) == 0
     assert file.getvalue().splitlines() == ["1", "2"]
 
 
@@ -286,17 +286,17 @@ def test_following_logs_bears_a_pod_that_goes_away() -> None:
     """Between the list of pods and the question for its log it was deleted."""
     gone, new = a_pod("gone", "2026-01-01T00:00:00Z"), a_pod("new", "2026-01-01T00:01:00Z")
     script = Script([a_body("Training")] * 2 + [a_body("Succeeded")], [[gone], [new]], {"new": ["2"]})
-    follower, file = a_follower(script)
+    dependent, file = a_follower(script)
 
-    assert follower.logs("bot", None, follow=True) == 0
+    assert dependent.logs("bot", None, follow=True) == 0
     assert file.getvalue().splitlines() == ["2"]
 
 
 def test_logs_without_a_pod_say_so() -> None:
     """Exit code 1 and the phase, which tells why."""
-    follower, _ = a_follower(Script([a_body("Queued")]))
+    dependent, _ = a_follower(Script([a_body("Queued")]))
 
-    assert follower.logs("bot", None, follow=False) == 1
+    assert dependent.logs("bot", None, follow=False) == 1
 
 
 def test_following_logs_waits_for_the_pod_and_goes_on_to_the_next_stage() -> None:
@@ -308,7 +308,7 @@ def test_following_logs_waits_for_the_pod_and_goes_on_to_the_next_stage() -> Non
         [[], [waiting], [first], [first, second]],
         {"prepare": ["p"], "train": ["t"]},
     )
-    follower, file = a_follower(script)
+    dependent, file = a_follower(script)
 
-    assert follower.logs("bot", None, follow=True) == 0
+    assert dependent.logs("bot", None, follow=True) == 0
     assert file.getvalue().splitlines() == ["p", "t"]

@@ -16,15 +16,15 @@ from rich.console import Console
 from rich.table import Table
 
 from finetune_api.text import LETTERS
-from finetune_cli import listing
 from finetune_cli.cluster import ClusterError
-from finetune_cli.local import only_job
-from finetune_cli.report import description
+from finetune_cli.commands.run import only_job
+from finetune_cli.commands.validate import report
+from finetune_cli.manifest.validation import check
 from finetune_cli.stored import StoredJob, stored_job
-from finetune_cli.summary import failure
-from finetune_cli.terminal import Screen
-from finetune_cli.validation import check
-from finetune_cli.verdict import report
+from finetune_cli.views import job_table
+from finetune_cli.views.description import description
+from finetune_cli.views.summary import failure
+from finetune_cli.views.terminal import Screen
 from finetune_operator.logs import JsonLines
 from finetune_trainer.runtime import process
 
@@ -75,9 +75,9 @@ def test_a_description_is_all_that_is_seen() -> None:
 
 
 def test_the_table_and_the_lines_of_jobs_are_too() -> None:
-    assert not acting(printed(listing.table([hostile()], NOW, all_namespaces=True)))
-    assert not acting(listing.line(hostile()))
-    assert "\n" not in listing.line(hostile())
+    assert not acting(printed(job_table.table([hostile()], NOW, all_namespaces=True)))
+    assert not acting(job_table.line(hostile()))
+    assert "\n" not in job_table.line(hostile())
 
 
 def test_a_failure_cannot_pose_as_a_line_of_its_own() -> None:

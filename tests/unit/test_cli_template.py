@@ -6,10 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from finetune_api.crd import job_schema
-from finetune_cli.document import parse
+from finetune_cli.commands.init import METHODS, OBJECTIVES
 from finetune_cli.main import app
-from finetune_cli.template import METHODS, OBJECTIVES
-from finetune_cli.validation import check, job
+from finetune_cli.manifest.document import parse
+from finetune_cli.manifest.validation import check, job
 
 
 def init(*arguments: str) -> tuple[int, str, str]:

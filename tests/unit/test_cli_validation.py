@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from finetune_cli.document import Document, parse
 from finetune_cli.main import app
-from finetune_cli.structure import defaulted, go_number
-from finetune_cli.validation import check, describe
+from finetune_cli.manifest.document import Document, parse
+from finetune_cli.manifest.structural_schema import defaulted, go_number
+from finetune_cli.manifest.validation import check, describe
 
 JOB = """\
 apiVersion: finetune.dev/v1alpha1

@@ -10,10 +10,10 @@ from rich.console import Console, RenderableType
 from finetune_api.events import ProgressReport
 from finetune_api.reasons import NEXT_STEP, Reason
 from finetune_api.status import Artifact, Data, EvaluationResult, Plan, Sample
-from finetune_cli import figures, listing, summary
-from finetune_cli.live import Bar, Lines, Pace, description, display
-from finetune_cli.report import description as described
 from finetune_cli.stored import StoredJob, stored_job
+from finetune_cli.views import formatting, job_table, summary
+from finetune_cli.views.description import description as described
+from finetune_cli.views.progress_display import Bar, Lines, Pace, description, display
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 
@@ -55,7 +55,7 @@ FAILED = {"type": "Failed", "status": "True", "reason": "DatasetInvalid", "messa
 )
 def test_durations_have_two_units(seconds: float | None, written: str) -> None:
     """Precise enough, and never longer than a column."""
-    assert figures.duration(seconds) == written
+    assert formatting.duration(seconds) == written
 
 
 @pytest.mark.parametrize(
@@ -64,12 +64,12 @@ def test_durations_have_two_units(seconds: float | None, written: str) -> None:
 )
 def test_counts_are_scaled(number: float | None, written: str) -> None:
     """Three digits and a letter."""
-    assert figures.count(number) == written
+    assert formatting.count(number) == written
 
 
 def test_bytes_have_their_unit() -> None:
     """Decimal, as storage is sold."""
-    assert figures.size(210_000) == "210 kB"
+    assert formatting.size(210_000) == "210 kB"
 
 
 def test_progress_is_one_line() -> None:
@@ -154,7 +154,7 @@ def test_data_and_plan_are_a_line_each() -> None:
 
     assert summary.data_line(data) == "2,839 train and 59 validation records, 412 k tokens; 3 cut"
     assert summary.plan_line(plan) == (
-        "922 k of 135 M parameters move (0.7 %), 30 steps of 8 × 2 records, learning rate 0.0002"
+        "922 k of 135 M parameters are trainable (0.7 %), 30 steps of 8 × 2 records, learning rate 0.0002"
     )
     told = plan.model_copy(update={"precision": "fp32", "precision_basis": "AMD EPYC has no amx_bf16"})
     assert summary.plan_line(told).endswith("learning rate 0.0002, fp32 (AMD EPYC has no amx_bf16)")
@@ -178,21 +178,21 @@ def test_every_failure_ends_with_the_next_step(reason: Reason) -> None:
 def test_the_table_has_a_line_a_job() -> None:
     """Running jobs first; a job that no operator has seen says so."""
     jobs = [a_job("old", phase="Succeeded"), a_job("new"), a_job("busy", phase="Training", progress=TRAINING)]
-    lines = text(listing.table(jobs, NOW)).splitlines()
+    lines = text(job_table.table(jobs, NOW)).splitlines()
 
     assert [line.split()[0] for line in lines[1:]] == ["busy", "new", "old"]
     assert "10 %" in lines[1]
     assert all(figure in lines[1] for figure in ("2.314", "1.2 k", "1 m 20 s", "1 h 00 m"))
     assert "not seen by an operator yet" in lines[2]
-    assert "team" in text(listing.table(jobs, NOW, all_namespaces=True))
+    assert "team" in text(job_table.table(jobs, NOW, all_namespaces=True))
 
 
 def test_a_line_says_the_same_without_a_terminal() -> None:
     """One job, one line, and no figures of a run that is over."""
-    assert listing.line(a_job(phase="Training", progress=TRAINING)) == (
+    assert job_table.line(a_job(phase="Training", progress=TRAINING)) == (
         "bot: Training, train, 12/120 (10 %), loss 2.314, 1.2 k tokens/s, 1 m 20 s left"
     )
-    assert listing.line(a_job(phase="Succeeded", progress=TRAINING)) == "bot: Succeeded"
+    assert job_table.line(a_job(phase="Succeeded", progress=TRAINING)) == "bot: Succeeded"
 
 
 def test_time_that_passes_is_no_news() -> None:
@@ -200,8 +200,8 @@ def test_time_that_passes_is_no_news() -> None:
     job, later = (a_job(phase="Training", progress=TRAINING | {"etaSeconds": seconds}) for seconds in (80, 79))
     stepped = a_job(phase="Training", progress=TRAINING | {"step": 13})
 
-    assert listing.news(later) == listing.news(job)
-    assert listing.news(stepped) != listing.news(job)
+    assert job_table.news(later) == job_table.news(job)
+    assert job_table.news(stepped) != job_table.news(job)
 
 
 def test_the_description_of_a_failed_job_tells_why_and_what_next() -> None:
@@ -285,8 +285,8 @@ def test_the_description_of_a_job_that_waits_tells_what_to_do() -> None:
     assert "! QuotaExceeded" in shown
     assert NEXT_STEP[Reason.QUOTA_EXCEEDED] in " ".join(shown.split())
     assert "Ready" not in shown
-    assert listing.line(job) == "bot: Waiting, QuotaExceeded"
-    assert "Waiting, QuotaExceeded" in text(listing.table([job], NOW))
+    assert job_table.line(job) == "bot: Waiting, QuotaExceeded"
+    assert "Waiting, QuotaExceeded" in text(job_table.table([job], NOW))
 
 
 @pytest.mark.parametrize(

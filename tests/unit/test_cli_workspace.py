@@ -8,8 +8,8 @@ import pytest
 from finetune_api.events import StageReport
 from finetune_api.job import FineTuneJob
 from finetune_api.spec import FineTuneJobSpec
-from finetune_cli.mounts import MountError, folders, mounts, needs
-from finetune_cli.workspace import Workspace, WorkspaceError
+from finetune_cli.local.mounts import MountError, folders, mounts, needs
+from finetune_cli.local.workspace import Workspace, WorkspaceError
 
 
 def a_job(name: str = "bot", **spec: object) -> FineTuneJob:
@@ -29,7 +29,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 def test_the_same_job_again_is_the_same_run(workspace: Workspace) -> None:
     """The uid, by which checkpoints know their run, stays; the spec is the resolved one."""
-    first, second = workspace.settle(a_job(), {}), workspace.settle(a_job(), {})
+    first, second = workspace.freeze_run(a_job(), {}), workspace.freeze_run(a_job(), {})
 
     assert first == second
     assert first.spec.training.learning_rate is not None
@@ -39,32 +39,32 @@ def test_another_workspace_is_another_run(workspace: Workspace, tmp_path: Path) 
     """Two folders never share a uid."""
     (tmp_path / "other").mkdir()
 
-    assert workspace.settle(a_job(), {}).uid != Workspace(tmp_path / "other").settle(a_job(), {}).uid
+    assert workspace.freeze_run(a_job(), {}).uid != Workspace(tmp_path / "other").freeze_run(a_job(), {}).uid
 
 
 def test_a_changed_spec_is_refused_by_name(workspace: Workspace) -> None:
     """The message names what changed and the three ways out."""
-    workspace.settle(a_job(), {})
+    workspace.freeze_run(a_job(), {})
 
     with pytest.raises(WorkspaceError, match=r"spec\.training changed.*--fresh.*--workspace"):
-        workspace.settle(a_job(training={"epochs": 1}), {})
+        workspace.freeze_run(a_job(training={"epochs": 1}), {})
 
 
 def test_what_does_not_define_the_run_may_change(workspace: Workspace) -> None:
     """Pods' resources and retries mean nothing to local processes."""
-    first = workspace.settle(a_job(), {})
+    first = workspace.freeze_run(a_job(), {})
 
-    assert workspace.settle(a_job(resources={"gpus": 0}, retry={"limit": 1}), {}).uid == first.uid
+    assert workspace.freeze_run(a_job(resources={"gpus": 0}, retry={"limit": 1}), {}).uid == first.uid
 
 
 def test_clearing_makes_room_for_another_run(workspace: Workspace) -> None:
     """`--fresh` discards all that the earlier run left, and nothing that is not a run's."""
-    first = workspace.settle(a_job(), {})
+    first = workspace.freeze_run(a_job(), {})
     (workspace.root / "checkpoints").mkdir()
     workspace.clear()
 
     assert list(workspace.root.iterdir()) == []
-    assert workspace.settle(a_job(training={"epochs": 1}), {}).uid != first.uid
+    assert workspace.freeze_run(a_job(training={"epochs": 1}), {}).uid != first.uid
 
 
 def test_a_folder_of_somebody_else_is_never_touched(workspace: Workspace) -> None:
@@ -74,7 +74,7 @@ def test_a_folder_of_somebody_else_is_never_touched(workspace: Workspace) -> Non
     with pytest.raises(WorkspaceError, match="not empty and no workspace"):
         workspace.clear()
     with pytest.raises(WorkspaceError, match="not empty and no workspace"):
-        workspace.settle(a_job(), {})
+        workspace.freeze_run(a_job(), {})
     assert (workspace.root / "thesis.txt").read_text() == "mine"
 
 
@@ -83,7 +83,7 @@ def test_a_broken_run_file_is_a_clear_error(workspace: Workspace) -> None:
     workspace.run_file.write_text("{")
 
     with pytest.raises(WorkspaceError, match="cannot be read"):
-        workspace.settle(a_job(), {})
+        workspace.freeze_run(a_job(), {})
 
 
 def test_two_runs_never_share_a_workspace_at_once(workspace: Workspace) -> None:

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from finetune_trainer.data.bad_records import Faults
+from finetune_trainer.data.bad_records import BadRecords
 from finetune_trainer.data.formats import DataFile, Row, format_of, rows
 from finetune_trainer.runtime.failures import Failure
 
@@ -18,10 +18,10 @@ PLAIN = [{"prompt": "a", "completion": 'é\n,"x'}, {"prompt": "b", "completion":
 
 def read(path: Path, format: str | None = None) -> tuple[list[Row], str]:
     """The rows, and the message of the bad ones."""
-    faults = Faults(path.parent / "bad-records.jsonl")
-    found = list(rows(DataFile(path, path.name, format or format_of(path.name)), faults))  # type: ignore[arg-type]
+    bad_records = BadRecords(path.parent / "bad-records.jsonl")
+    found = list(rows(DataFile(path, path.name, format or format_of(path.name)), bad_records))  # type: ignore[arg-type]
     try:
-        faults.check()
+        bad_records.check()
     except Failure as failure:
         return found, failure.message
     return found, ""

@@ -12,8 +12,8 @@ import pytest
 from finetune_api.labels import STAGE_LABEL
 from finetune_api.reasons import Reason
 from finetune_operator.diagnosis import ending, has_field, obstacle, refused, stage_report, unmade
-from finetune_operator.facts import Waiting, lacks_a_pod
-from finetune_operator.facts import pod as read_pod
+from finetune_operator.observed_state import Waiting, lacks_a_pod
+from finetune_operator.observed_state import pod as read_pod
 from unit.observed import NOW, at, ended, pod, running, stage_job
 
 

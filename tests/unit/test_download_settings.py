@@ -4,7 +4,7 @@ a job that was let through, or by one that was not."""
 import pytest
 
 from finetune_api.run import Downloads
-from finetune_cli.local import downloads
+from finetune_cli.commands.run import downloads
 from finetune_operator.settings import parse
 
 IMAGE = ["--trainer-image=trainer"]

@@ -17,7 +17,7 @@ import yaml
 from finetune_api.spec import FineTuneJobSpec, Metadata
 from finetune_api.stages import STAGES, StageName
 from finetune_api.status import StageStatus
-from finetune_operator import objects
+from finetune_operator import manifests
 from unit.observed import METADATA, SETTINGS, pinned, spec
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "operator"
@@ -108,21 +108,21 @@ SPECS: dict[str, dict[str, Any]] = {
 def job_of(wanted: FineTuneJobSpec, stage: StageName, number: int = 1, owner: Metadata = METADATA) -> dict[str, Any]:
     """A Kubernetes Job of the stage, as it is made for this spec."""
     at = StageStatus(name=stage, number=number)
-    return objects.stage_job(owner, wanted.resolved(), stage, at, pinned(wanted), SETTINGS)
+    return manifests.stage_job(owner, wanted.resolved(), stage, at, pinned(wanted), SETTINGS)
 
 
-def manifests(wanted: FineTuneJobSpec) -> list[dict[str, Any]]:
+def children_of(wanted: FineTuneJobSpec) -> list[dict[str, Any]]:
     """All children; the run file, which is one string, opened up for the reader."""
-    config = objects.run_config_map(METADATA, objects.frozen_run(METADATA, wanted, SETTINGS))
+    config = manifests.run_config_map(METADATA, manifests.frozen_run(METADATA, wanted, SETTINGS))
     config["data"] = {name: json.loads(text) for name, text in config["data"].items()}
     jobs = [job_of(wanted, stage) for stage in STAGES]
-    return [config, objects.workspace_claim(METADATA, wanted), *jobs]
+    return [config, manifests.workspace_claim(METADATA, wanted), *jobs]
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_the_manifests_are_those_that_were_reviewed(name: str) -> None:
     """What a job makes is the golden file, to the letter."""
-    rendered = yaml.safe_dump_all(manifests(spec(**SPECS[name])), sort_keys=False, width=120)
+    rendered = yaml.safe_dump_all(children_of(spec(**SPECS[name])), sort_keys=False, width=120)
     file = GOLDEN / f"{name}.yaml"
     if os.environ.get("UPDATE_GOLDEN"):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def test_names_fit_into_a_label() -> None:
 def test_two_steps_of_one_second_are_two_events() -> None:
     """A second attempt may begin in the second in which the first did: only what says the same is one Event."""
     metadata, now = Metadata(name="job", uid="12345-6"), datetime(2026, 1, 1, tzinfo=UTC)
-    said = [objects.event(metadata, "Normal", "Training", message, now) for message in ("one", "two", "two")]
+    said = [manifests.event(metadata, "Normal", "Training", message, now) for message in ("one", "two", "two")]
     names = [event["metadata"]["name"] for event in said]
     assert names[0] != names[1] == names[2]
 
@@ -167,7 +167,7 @@ def test_a_workspace_goes_with_success_and_stays_with_failure(
 def test_the_workspace_asks_for_what_the_job_says() -> None:
     """ReadWriteOnce unless it says otherwise."""
     modes = [
-        objects.workspace_claim(METADATA, spec(resources={"workspace": workspace}))["spec"]["accessModes"]
+        manifests.workspace_claim(METADATA, spec(resources={"workspace": workspace}))["spec"]["accessModes"]
         for workspace in ({}, {"accessModes": ["ReadWriteMany"]})
     ]
     assert modes == [["ReadWriteOnce"], ["ReadWriteMany"]]

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from finetune_operator.facts import Pod, Termination
 from finetune_operator.observe import in_order
+from finetune_operator.observed_state import Pod, Termination
 
 SECOND = "2026-01-01T00:00:07Z"
 NEXT = Pod("next", "u0", "train", created_at=SECOND)

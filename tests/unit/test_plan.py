@@ -22,7 +22,7 @@ from finetune_api.run import Run
 from finetune_api.spec import read_spec
 from finetune_api.stages import STAGES, StageName
 from finetune_api.status import Artifact, Attempt, Condition, Dependency, FineTuneJobStatus, Usage
-from finetune_operator.facts import (
+from finetune_operator.observed_state import (
     Claim,
     NamedJob,
     Observed,

@@ -11,7 +11,7 @@ import pytest
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import Phase, Reason
 from finetune_api.status import Attempt, Condition, FineTuneJobStatus, Limits, Progress, StageStatus, Usage
-from finetune_operator.facts import Claim, Observed, Pod, StageJob, Termination
+from finetune_operator.observed_state import Claim, Observed, Pod, StageJob, Termination
 from finetune_operator.plan import Plan, plan
 from finetune_operator.status import brought_back
 from unit.observed import NOW, SETTINGS, at, ended, observed, pod, running, spec, stage_job
@@ -43,7 +43,7 @@ def seen(*things: Pod | StageJob, **fields: Any) -> Observed:
     return replace(observed(*things, **fields), **facts)
 
 
-def verdict(decided: Plan) -> tuple[str | None, str, str]:
+def assessment(decided: Plan) -> tuple[str | None, str, str]:
     """Phase, reason and message."""
     assert decided.status is not None
     found = next(one for one in decided.status.conditions if one.type == "Progressing")
@@ -79,7 +79,7 @@ def test_a_pod_that_failed_without_a_start_time_counts_as_a_try(end: dict[str, A
     listed = training(attempts=[Attempt(number=1, pod=failed.name, started_at=at(0))])
     for status in (training(), listed):
         decided = decide(stage_job("train", failure=SPENT), failed, status=status, spec=spec(retry={"limit": 0}))
-        assert verdict(decided)[0] == Phase.FAILED
+        assert assessment(decided)[0] == Phase.FAILED
         assert stage(decided).tries == 1
         assert decided.status is not None
         assert decided.status.attempts[0].reason in (Reason.EVICTED, Reason.RETRYING)
@@ -87,7 +87,7 @@ def test_a_pod_that_failed_without_a_start_time_counts_as_a_try(end: dict[str, A
 
 def test_a_container_that_the_kubelet_lost_is_not_said_to_be_out_of_memory() -> None:
     failed = pod("train", phase="Failed", termination=Termination(137, "ContainerStatusUnknown"))
-    assert "the kubelet lost the train container" in verdict(decide(stage_job("train"), failed))[2]
+    assert "the kubelet lost the train container" in assessment(decide(stage_job("train"), failed))[2]
 
 
 def test_a_pod_that_was_deleted_before_it_started_is_no_attempt() -> None:
@@ -125,7 +125,7 @@ def test_hours_on_a_lost_node_are_neither_billed_nor_counted() -> None:
     lost = running("train", since=-7200, is_deleting=True, due=at(-6600), node="n1")
     status = training(progress=page, attempts=[Attempt(number=1, pod=lost.name, started_at=at(-7200))])
     waiting = decide(stage_job("train"), lost, status=status, spec=spec(deadlineSeconds=3600), seconds=0)
-    assert verdict(waiting)[1] == Reason.NODE_LOST
+    assert assessment(waiting)[1] == Reason.NODE_LOST
     gone = replace(lost, gone_at=at(0), phase="Failed", disruption="its node is gone")
     after = decide(stage_job("train"), gone, status=status, seconds=0).status
     assert after is not None
@@ -139,7 +139,7 @@ def test_a_restart_that_was_asked_for_before_the_failure_was_seen_is_one(code: i
     wanted = spec(retry={"limit": 0}, restarts=1)
     status = training(limits=Limits(retry_limit=0), stage=StageStatus(name="train", tries=1))
     decided = decide(stage_job("train", failure=failure), ended("train", code), status=status, spec=wanted)
-    assert verdict(decided)[0] == Phase.TRAINING
+    assert assessment(decided)[0] == Phase.TRAINING
     assert (stage(decided).number, stage(decided).tries) == (2, 0)
     assert decided.status is not None
     assert decided.status.limits is not None
@@ -158,7 +158,7 @@ def test_a_job_that_fails_although_more_was_asked_for_is_looked_at_again() -> No
     """And then comes back: once."""
     wanted = spec(restarts=1, deadlineSeconds=10)
     first = decide(stage_job("train"), running("train", since=-60), spec=wanted)
-    assert verdict(first)[1] == Reason.DEADLINE_EXCEEDED
+    assert assessment(first)[1] == Reason.DEADLINE_EXCEEDED
     assert first.requeue_after is not None
     assert first.requeue_after < 1
     assert first.status is not None
@@ -189,8 +189,8 @@ def test_an_upgrade_brings_no_failed_job_back() -> None:
 def test_a_job_whose_numbers_cannot_be_kept_fails_when_its_kubernetes_job_does() -> None:
     """The definition is older than the operator: nothing would ever add up to the limit."""
     status = training(stage=None, limits=None)
-    assert verdict(decide(stage_job("train", failure=SPENT), ended("train", 70), status=status))[0] == Phase.FAILED
-    assert verdict(decide(stage_job("train", failure=SPENT), ended("train", 70)))[0] == Phase.TRAINING
+    assert assessment(decide(stage_job("train", failure=SPENT), ended("train", 70), status=status))[0] == Phase.FAILED
+    assert assessment(decide(stage_job("train", failure=SPENT), ended("train", 70)))[0] == Phase.TRAINING
 
 
 @pytest.mark.parametrize("queue", [{"scheduling": {"queue": "team"}}, {}])
@@ -218,7 +218,7 @@ def test_a_failure_for_good_beside_a_sidecar_is_one() -> None:
     """The Job controller looks at ended pods alone, and would try again what cannot succeed."""
     for code, phase in ((ExitCode.DIVERGED, Phase.FAILED), (70, Phase.TRAINING)):
         beside = replace(ended("train", code, others=("istio-proxy",)), phase="Running")
-        assert verdict(decide(stage_job("train"), beside, seconds=61))[0] == phase
+        assert assessment(decide(stage_job("train"), beside, seconds=61))[0] == phase
 
 
 def test_a_stage_that_is_done_does_not_go_on_by_another_containers_failure() -> None:
@@ -244,7 +244,7 @@ def test_a_pod_that_no_job_owns_is_named_and_no_job_deleted_for_it() -> None:
     orphan = replace(ended("train", 0, others=("istio-proxy",)), phase="Running", owner="", job="")
     decided = decide(orphan)
     assert decided.delete == ()
-    assert f"kubectl delete pod {orphan.name}" in verdict(decided)[2]
+    assert f"kubectl delete pod {orphan.name}" in assessment(decided)[2]
 
 
 def test_a_pod_of_a_stage_that_is_not_known_here_is_waited_for() -> None:
@@ -253,7 +253,7 @@ def test_a_pod_of_a_stage_that_is_not_known_here_is_waited_for() -> None:
     decided = decide(replace(running("train"), stage=other))
     assert decided.create == ()
     assert decided.delete == ()
-    assert "to end" in verdict(decided)[2]
+    assert "to end" in assessment(decided)[2]
 
 
 def test_no_end_is_told_while_a_job_may_not_be_deleted() -> None:
@@ -262,7 +262,7 @@ def test_no_end_is_told_while_a_job_may_not_be_deleted() -> None:
     decided = decide(
         stage_job("train"), running("train", since=-60), spec=spec(deadlineSeconds=10), kept_job=refused, seconds=0
     )
-    assert verdict(decided)[:2] == (Phase.WAITING, Reason.POLICY_DENIED)
+    assert assessment(decided)[:2] == (Phase.WAITING, Reason.POLICY_DENIED)
     assert decided.workspace is None
     assert decided.requeue_after is not None
     assert decided.requeue_after >= 5
@@ -283,15 +283,15 @@ def test_a_failure_says_what_becomes_of_the_workspace(on_failure: str) -> None:
     kept = {"resources": {"workspace": {"reclaim": {"onFailure": on_failure}}}}
     job = seen(stage_job("train"), running("train", since=-60), spec=spec(deadlineSeconds=10, **kept))
     failed = plan(job, SETTINGS, NOW)
-    assert ("spec.deadlineSeconds" in verdict(failed)[2]) == (on_failure == "Retain")
-    assert ("goes with the failure" in verdict(failed)[2]) == (on_failure == "Delete")
+    assert ("spec.deadlineSeconds" in assessment(failed)[2]) == (on_failure == "Retain")
+    assert ("goes with the failure" in assessment(failed)[2]) == (on_failure == "Delete")
     assert failed.workspace == ("delete" if on_failure == "Delete" else "let go")
     assert failed.status is not None
     raised = spec(deadlineSeconds=1000, **kept)
     back = brought_back(raised, failed.status)
     assert back is not None
     left = replace(job, spec=raised, status=back, stored=failed.status, workspace=None, jobs={}, pods=())
-    assert verdict(plan(left, SETTINGS, NOW))[:2] == (Phase.FAILED, Reason.WORKSPACE_LOST)
+    assert assessment(plan(left, SETTINGS, NOW))[:2] == (Phase.FAILED, Reason.WORKSPACE_LOST)
 
 
 def test_a_workspace_that_outlives_a_success_is_named() -> None:
@@ -308,8 +308,8 @@ def test_a_workspace_that_outlives_a_success_is_named() -> None:
             spec=kept,
             workspace=Claim("workspace", "uid", is_owned=is_owned),
         )
-        assert verdict(decided)[0] == Phase.SUCCEEDED
-        assert ("kubectl delete pvc workspace" in verdict(decided)[2]) is not is_owned
+        assert assessment(decided)[0] == Phase.SUCCEEDED
+        assert ("kubectl delete pvc workspace" in assessment(decided)[2]) is not is_owned
 
 
 def test_an_edit_of_reclaim_after_the_end_is_acted_upon() -> None:

@@ -14,7 +14,7 @@ from pydantic.alias_generators import to_camel
 from finetune_api.pods import IDS, PodMetadata, PodSecurityContext, PodTemplate, StageTemplate
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.stages import STAGES, TRAIN, StageName
-from finetune_operator import objects, pods
+from finetune_operator import manifests, pods
 from finetune_operator.stages import TRAITS
 from unit.observed import METADATA, SETTINGS, spec
 from unit.test_objects import SPECS, job_of
@@ -88,7 +88,7 @@ def test_credentials_and_data_are_mounted_in_prepare_alone() -> None:
 def test_the_run_file_says_where_everything_is_mounted() -> None:
     """The trainer finds by URI exactly what the pod mounts."""
     wanted = spec(**SPECS["everything"])
-    run = objects.frozen_run(METADATA, wanted, SETTINGS)
+    run = manifests.frozen_run(METADATA, wanted, SETTINGS)
     mounted = {mount["mountPath"] for mount in container(pod(wanted, "prepare"))["volumeMounts"]}
     assert set(run.mounts.values()) <= mounted
     assert str(run.locate("configmap://extra/more.jsonl")) == "/configmaps/extra/more.jsonl"

@@ -7,7 +7,7 @@ import pytest
 from finetune_api import labels
 from finetune_api.events import ProgressReport
 from finetune_api.reasons import Reason
-from finetune_operator import facts
+from finetune_operator import observed_state
 from finetune_operator.progress import diagnose, eta, read_interval, write_interval
 from finetune_operator.status import progress_of
 from unit.observed import SETTINGS
@@ -80,7 +80,7 @@ def test_the_port_of_the_page_is_what_the_pod_says(ports: list[dict[str, object]
     trainer = {"name": labels.CONTAINER} | ({"ports": ports} if ports else {})
     metadata = {"name": "a", "uid": "u", "labels": {labels.STAGE_LABEL: "train"}}
 
-    assert facts.pod({"metadata": metadata, "spec": {"containers": [sidecar, trainer]}}).port == port
+    assert observed_state.pod({"metadata": metadata, "spec": {"containers": [sidecar, trainer]}}).port == port
 
 
 def test_progress_is_written_at_a_rate_that_all_jobs_share() -> None:

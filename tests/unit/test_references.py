@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_api.references import references
-from finetune_api.schema import Model, model_of
+from finetune_api.schema import ApiModel, model_of
 from finetune_api.spec import FineTuneJobSpec
 
 SPEC = {
@@ -40,7 +40,7 @@ def named(part: Any, path: str = "spec") -> Iterator[tuple[str, str]]:
             yield from named(value, f"{path}.{key}")
 
 
-def fields_that_name(model: type[Model], path: str = "spec") -> Iterator[str]:
+def fields_that_name(model: type[ApiModel], path: str = "spec") -> Iterator[str]:
     """The fields of the schema that are called `uri`, a list's items as its field. Pods are not what a run reads."""
     for name, field in model.model_fields.items():
         below = model_of(field.annotation)

@@ -20,7 +20,7 @@ from finetune_api.status import (
     Recovery,
     Usage,
 )
-from finetune_operator.facts import Observed
+from finetune_operator.observed_state import Observed
 from finetune_operator.plan import Plan as Decided
 from finetune_operator.plan import plan
 from finetune_operator.status import condition, with_next_step

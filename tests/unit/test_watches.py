@@ -11,7 +11,7 @@ from finetune_api import labels
 from finetune_api.spec import jobs_named
 from finetune_operator.cluster import Change
 from finetune_operator.streams import News
-from finetune_operator.watches import Followers, NewJobs, Silence, key_of_job, key_of_pod
+from finetune_operator.watches import Dependents, NewJobs, Silence, key_of_job, key_of_pod
 
 KEY = ("team", "support-bot")
 
@@ -108,13 +108,13 @@ STARTING = {"method": {"lora": {"startFrom": {"adapters": [{"uri": "job://first"
 
 def test_jobs_that_wait_for_one_are_found_by_its_name() -> None:
     """In its own namespace, until they have ended."""
-    followers = Followers()
-    followers.note(KEY, STARTING)
-    followers.note(("team", "other"), {"method": {"lora": {}}})
-    assert followers.of(("team", "first")) == [KEY]
-    assert followers.of(("elsewhere", "first")) == []
-    followers.forget(KEY)
-    assert followers.of(("team", "first")) == []
+    dependents = Dependents()
+    dependents.note(KEY, STARTING)
+    dependents.note(("team", "other"), {"method": {"lora": {}}})
+    assert dependents.of(("team", "first")) == [KEY]
+    assert dependents.of(("elsewhere", "first")) == []
+    dependents.forget(KEY)
+    assert dependents.of(("team", "first")) == []
 
 
 @pytest.mark.parametrize("spec", [{}, {"method": None}, {"method": {"full": {}}}, {"method": {"lora": None}}])

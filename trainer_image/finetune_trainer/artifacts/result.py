@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune_api import uris
-from finetune_api.schema import Model
+from finetune_api.schema import ApiModel
 from finetune_api.status import EvaluationResult
 from finetune_trainer.runtime.files import new_folder, write_file
 from finetune_trainer.training.state import Identity, RunState, check_identity
@@ -20,7 +20,7 @@ from finetune_trainer.training.state import Identity, RunState, check_identity
 PAGE, ARTIFACT = "result.json", "artifact"
 
 
-class Result(Model):
+class Result(ApiModel):
     """The page `result.json`."""
 
     identity: Identity

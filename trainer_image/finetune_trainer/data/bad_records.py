@@ -19,7 +19,7 @@ LIMIT = 1_000_000
 """After so many, reading on teaches nothing."""
 
 
-class Faults:
+class BadRecords:
     """Collects bad records. `path` gets one JSON object a line, as soon as the first is added."""
 
     def __init__(self, path: Path) -> None:

@@ -12,14 +12,14 @@ from finetune_api.reasons import Reason
 from finetune_api.spec import SplitName
 from finetune_api.status import Data
 from finetune_trainer.data import sources, splits
-from finetune_trainer.data.bad_records import Faults
+from finetune_trainer.data.bad_records import BadRecords
 from finetune_trainer.data.class_labels import Labels
 from finetune_trainer.data.fingerprint import fingerprint_of
 from finetune_trainer.data.packing import packed_files, record_lengths
 from finetune_trainer.data.preparation import Preparation, Watch
 from finetune_trainer.data.prepared import TOKENIZER, Prepared, Split, SplitFiles, Table, write_page
 from finetune_trainer.data.split_files import identities_of, split_files
-from finetune_trainer.data.table_reader import OpenSource, Reader, TableReader, Tally
+from finetune_trainer.data.table_reader import OpenSource, Reader, RecordCounts, TableReader
 from finetune_trainer.data.table_writer import Column, TableWriter
 from finetune_trainer.data.tokenization import Encoder
 from finetune_trainer.pretrained.base_model import text_part
@@ -65,12 +65,12 @@ def _opened(job: Preparation) -> dict[SplitName, list[OpenSource]]:
 
 def _tables(
     job: Preparation, draft: Path, opened: dict[SplitName, list[OpenSource]], labels: Labels | None, watch: Watch
-) -> tuple[dict[SplitName, Tally], list[str]]:
+) -> tuple[dict[SplitName, RecordCounts], list[str]]:
     """Fill one table for each split that has sources of its own; returns what became of the records, and digests."""
     if job.max_length < job.spec.training.max_length:
         log.info("the model reads at most %d tokens: longer records are cut there", job.max_length)
     reader = _reader(job, labels, watch)
-    tallies: dict[SplitName, Tally] = {}
+    tallies: dict[SplitName, RecordCounts] = {}
     digests = []
     for name, mine in opened.items():
         with TableWriter(draft / name, labelled=labels is not None) as writer:
@@ -95,13 +95,13 @@ def _reader(job: Preparation, labels: Labels | None, watch: Watch) -> Reader:
         labels=labels,
         loss_on_all=job.spec.objective.options.carries_loss_everywhere,
         in_pairs=job.in_pairs,
-        faults=Faults(job.workspace.bad_records),
+        bad_records=BadRecords(job.workspace.bad_records),
         progress=job.progress,
         check=watch.check,
     )
 
 
-def _check_table(job: Preparation, name: str, tally: Tally, writer: TableWriter) -> None:
+def _check_table(job: Preparation, name: str, tally: RecordCounts, writer: TableWriter) -> None:
     if writer.records == 0:
         why = "the data is empty"
         if tally.read:
@@ -134,7 +134,11 @@ def _renumber(path: Path, places: list[int]) -> None:
 
 
 def _data(
-    draft: Path, files: dict[str, SplitFiles], tallies: dict[SplitName, Tally], names: list[str], fingerprint: str
+    draft: Path,
+    files: dict[str, SplitFiles],
+    tallies: dict[SplitName, RecordCounts],
+    names: list[str],
+    fingerprint: str,
 ) -> Data:
     sizes = {name: len(Split(draft, split)) for name, split in files.items()}
     packs = draft / "train.ends"
@@ -153,7 +157,7 @@ def _data(
 
 
 def _page(
-    job: Preparation, key: str, files: dict[str, SplitFiles], data: Data, names: list[str], tally: Tally
+    job: Preparation, key: str, files: dict[str, SplitFiles], data: Data, names: list[str], tally: RecordCounts
 ) -> Prepared:
     return Prepared(
         data_key=key,

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, cast
 
 from finetune_api.reasons import Reason
-from finetune_trainer.data.bad_records import Faults
+from finetune_trainer.data.bad_records import BadRecords
 from finetune_trainer.runtime.failures import FULL, Failure
 from finetune_trainer.runtime.volumes import UNREACHABLE, explained
 
@@ -82,10 +82,10 @@ def format_of(name: str) -> Format | None:
     return SUFFIXES.get(PurePosixPath(path.stem).suffix if path.suffix == ".gz" else path.suffix)
 
 
-def rows(file: DataFile, faults: Faults) -> Iterator[Row]:
-    """The rows of `file`; rows that cannot be read go to `faults`. Raises Failure when the file as a whole cannot."""
+def rows(file: DataFile, bad_records: BadRecords) -> Iterator[Row]:
+    """The rows of `file`; those that cannot be read go to `bad_records`. Raises Failure if all of it cannot."""
     try:
-        yield from READERS[file.format](file, faults)
+        yield from READERS[file.format](file, bad_records)
         file.meter.finish(file.path.stat().st_size)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise Failure(Reason.DATASET_INVALID, f"{file.name}: broken gzip file: {error}") from None
@@ -96,29 +96,29 @@ def rows(file: DataFile, faults: Faults) -> Iterator[Row]:
         raise Failure(Reason.DATASET_UNAVAILABLE, f"{file.name}: {why}", transient=transient) from None
 
 
-def _jsonl(file: DataFile, faults: Faults) -> Iterator[Row]:
-    for number, line in _text_lines(file, faults):
+def _jsonl(file: DataFile, bad_records: BadRecords) -> Iterator[Row]:
+    for number, line in _text_lines(file, bad_records):
         if line.isspace():
             continue
         try:
             row = json.loads(line.rstrip())
         except json.JSONDecodeError as error:
-            faults.add(file.name, number, f"broken JSON: {error.msg} at column {error.colno}")
+            bad_records.add(file.name, number, f"broken JSON: {error.msg} at column {error.colno}")
         except (ValueError, RecursionError) as error:
-            faults.add(file.name, number, f"broken JSON: {error}")
+            bad_records.add(file.name, number, f"broken JSON: {error}")
         else:
             if isinstance(row, dict):
                 yield number, row
             else:
-                faults.add(file.name, number, f"expected a JSON object, found {kind_of(row)}")
+                bad_records.add(file.name, number, f"expected a JSON object, found {kind_of(row)}")
 
 
-def _json(file: DataFile, faults: Faults) -> Iterator[Row]:
+def _json(file: DataFile, bad_records: BadRecords) -> Iterator[Row]:
     """An array of objects; a file of one object a line, as often named .json, is read as jsonl."""
     window = _Window(file)
     if window.skip_space() != "[":
         if window.next == "{" and window.is_lines():
-            yield from _jsonl(file, faults)
+            yield from _jsonl(file, bad_records)
             return
         found = kind_of({}) if window.next == "{" else "something else"
         raise Failure(Reason.DATASET_INVALID, f"{file.name}: expected a JSON array of objects, found {found}")
@@ -129,9 +129,9 @@ def _json(file: DataFile, faults: Faults) -> Iterator[Row]:
         if isinstance(row, dict):
             yield number, row
         else:
-            faults.add(file.name, number, f"expected a JSON object, found {kind_of(row)}")
+            bad_records.add(file.name, number, f"expected a JSON object, found {kind_of(row)}")
     if window.next == "":
-        faults.add(file.name, window.line, "broken JSON: the array is not closed")
+        bad_records.add(file.name, window.line, "broken JSON: the array is not closed")
 
 
 class _Window:
@@ -200,10 +200,12 @@ class _Window:
         return bool(block)
 
 
-def _csv(file: DataFile, faults: Faults) -> Iterator[Row]:
+def _csv(file: DataFile, bad_records: BadRecords) -> Iterator[Row]:
     csv.field_size_limit(LONGEST)
     delimiter = "\t" if ".tsv" in file.path.suffixes else ","
-    reader = csv.reader((line for _, line in _text_lines(file, faults, stop=True)), delimiter=delimiter, strict=True)
+    reader = csv.reader(
+        (line for _, line in _text_lines(file, bad_records, stop=True)), delimiter=delimiter, strict=True
+    )
     header: list[str] | None = None
     number = 1
     try:
@@ -213,10 +215,10 @@ def _csv(file: DataFile, faults: Faults) -> Iterator[Row]:
             elif len(fields) == len(header):
                 yield number, dict(zip(header, fields, strict=True))
             elif fields:
-                faults.add(file.name, number, f"{len(fields)} fields where the header has {len(header)}")
+                bad_records.add(file.name, number, f"{len(fields)} fields where the header has {len(header)}")
             number = reader.line_num + 1
     except csv.Error as error:
-        faults.add(file.name, number, f"broken CSV: {error}")
+        bad_records.add(file.name, number, f"broken CSV: {error}")
 
 
 def _header(file: DataFile, fields: list[str]) -> list[str]:
@@ -227,7 +229,7 @@ def _header(file: DataFile, fields: list[str]) -> list[str]:
     return names
 
 
-def _parquet(file: DataFile, faults: Faults) -> Iterator[Row]:
+def _parquet(file: DataFile, bad_records: BadRecords) -> Iterator[Row]:
     import pyarrow  # slow to import, and needed for this format only
     import pyarrow.parquet
 
@@ -244,13 +246,13 @@ def _parquet(file: DataFile, faults: Faults) -> Iterator[Row]:
         raise Failure(Reason.DATASET_INVALID, f"{file.name}: not a readable Parquet file: {error}") from None
 
 
-def _text(file: DataFile, faults: Faults) -> Iterator[Row]:
-    for number, line in _text_lines(file, faults):
+def _text(file: DataFile, bad_records: BadRecords) -> Iterator[Row]:
+    for number, line in _text_lines(file, bad_records):
         if not line.isspace():
             yield number, {"text": line.rstrip("\r\n")}
 
 
-READERS: dict[Format, Callable[[DataFile, Faults], Iterator[Row]]] = {
+READERS: dict[Format, Callable[[DataFile, BadRecords], Iterator[Row]]] = {
     "jsonl": _jsonl,
     "json": _json,
     "csv": _csv,
@@ -259,8 +261,8 @@ READERS: dict[Format, Callable[[DataFile, Faults], Iterator[Row]]] = {
 }
 
 
-def _text_lines(file: DataFile, faults: Faults, stop: bool = False) -> Iterator[tuple[int, str]]:
-    """Decoded lines with their ends; what is not UTF-8 goes to `faults`, and ends the file if `stop`."""
+def _text_lines(file: DataFile, bad_records: BadRecords, stop: bool = False) -> Iterator[tuple[int, str]]:
+    """Decoded lines with their ends; what is not UTF-8 goes to `bad_records`, and ends the file if `stop`."""
     with _opened(file) as stream:
         number, offset = 0, 0
         while line := stream.readline(LONGEST):
@@ -272,7 +274,7 @@ def _text_lines(file: DataFile, faults: Faults, stop: bool = False) -> Iterator[
             try:
                 yield number, line.decode()
             except UnicodeDecodeError as error:
-                faults.add(file.name, number, _not_utf8(error, offset))
+                bad_records.add(file.name, number, _not_utf8(error, offset))
                 if stop:
                     return
             offset += len(line)

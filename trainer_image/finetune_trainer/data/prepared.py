@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_api.schema import Model
+from finetune_api.schema import ApiModel
 from finetune_api.spec import SplitName
 from finetune_api.status import Data, Plan
 from finetune_trainer.pretrained.initial_adapter import Start
@@ -27,7 +27,7 @@ PAGE = "prepared.json"
 TOKENIZER = "tokenizer"
 
 
-class SplitFiles(Model):
+class SplitFiles(ApiModel):
     """Where the records of a split are."""
 
     table: str
@@ -38,7 +38,7 @@ class SplitFiles(Model):
     """Prefix of the pack files; absent: not packed."""
 
 
-class Prepared(Model):
+class Prepared(ApiModel):
     """The page `prepared.json`. It is written last: where it stands, all is complete."""
 
     data_key: str

@@ -1,7 +1,7 @@
 """Records become texts: through the chat template where there is one, with the characters that carry loss.
 
 It decides where loss is. It knows no token and no file. Of a chat that an encoder-decoder reads the last answer is
-learnt, and the turns before it are read.
+trained, and the turns before it are read.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ class Text(NamedTuple):
     """A record as text."""
 
     text: str
-    learnt: tuple[Span, ...]
+    loss_spans: tuple[Span, ...]
     """Characters that carry loss."""
     from_template: bool
     """The template wrote the special tokens."""

@@ -12,7 +12,7 @@ from finetune_api.reasons import Reason
 from finetune_trainer.data import splits
 from finetune_trainer.data.preparation import Preparation
 from finetune_trainer.data.prepared import SplitFiles, SplitName
-from finetune_trainer.data.table_reader import Tally
+from finetune_trainer.data.table_reader import RecordCounts
 from finetune_trainer.data.table_writer import Column
 from finetune_trainer.runtime.failures import Failure
 
@@ -22,7 +22,7 @@ FEW = 20
 """Records below which held-out figures say little."""
 
 
-def split_files(job: Preparation, draft: Path, tallies: dict[SplitName, Tally]) -> dict[str, SplitFiles]:
+def split_files(job: Preparation, draft: Path, tallies: dict[SplitName, RecordCounts]) -> dict[str, SplitFiles]:
     """Decide which records are in which split."""
     dataset = job.spec.dataset
     files = {str(name): SplitFiles(table=name) for name in tallies}

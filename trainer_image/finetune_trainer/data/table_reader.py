@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from finetune_api.reasons import Reason
-from finetune_trainer.data.bad_records import Faults
+from finetune_trainer.data.bad_records import BadRecords
 from finetune_trainer.data.class_labels import Labels
 from finetune_trainer.data.formats import DataFile, rows
 from finetune_trainer.data.record_types import Kind
@@ -33,7 +33,7 @@ PAUSE = 3.0
 
 
 @dataclass
-class Tally:
+class RecordCounts:
     """What became of the records of one table."""
 
     read: int = 0
@@ -53,7 +53,7 @@ class Reader:
     loss_on_all: bool
     in_pairs: bool
     """Whether inputs and answers are kept apart: for an encoder-decoder."""
-    faults: Faults
+    bad_records: BadRecords
     progress: Progress
     check: Callable[[], None]
     """Called between batches; raises what else has failed."""
@@ -75,7 +75,7 @@ class TableReader:
     """Fills one table."""
 
     def __init__(self, reader: Reader, writer: TableWriter) -> None:
-        self.tally = Tally()
+        self.tally = RecordCounts()
         self._reader = reader
         self._writer = writer
         self._texts: list[Text] = []
@@ -83,7 +83,7 @@ class TableReader:
         self._characters = 0
         self._told = time.monotonic()
 
-    def read(self, sources: list[OpenSource]) -> Tally:
+    def read(self, sources: list[OpenSource]) -> RecordCounts:
         """Read all sources to their ends; raises DatasetInvalid naming the bad records, after the last of them."""
         self._total = sum(source.size for source in sources)
         self._finished = 0
@@ -91,12 +91,12 @@ class TableReader:
             for file in source.files:
                 self._file(file, source.place)
                 self._finished += file.meter.position
-        self._reader.faults.check()
+        self._reader.bad_records.check()
         return self.tally
 
     def _file(self, file: DataFile, place: PlacedSource) -> None:
         shape: Shape | None = None
-        for number, row in rows(file, self._reader.faults):
+        for number, row in rows(file, self._reader.bad_records):
             if shape is None:
                 shape = shape_of(row, place.source, place.field, file.name, self._reader.objective)
                 self.tally.kinds.add(shape.kind)
@@ -106,7 +106,7 @@ class TableReader:
                 text = render(shape.record(row))
                 self._collect(text, self._id(text))
             except BadRecordError as error:
-                self._reader.faults.add(file.name, number, str(error), file.unit)
+                self._reader.bad_records.add(file.name, number, str(error), file.unit)
             if len(self._texts) >= BATCH_RECORDS or self._characters >= BATCH_CHARACTERS:
                 self._flush(file)
         self._flush(file)  # a batch has records of one kind
@@ -125,7 +125,7 @@ class TableReader:
         return 0 if self._reader.labels is None or text.label is None else self._reader.labels.id_of(text.label)
 
     def _collect(self, text: Text, label: int) -> None:
-        if self._reader.faults.count:
+        if self._reader.bad_records.count:
             return  # the rest is read for its faults only
         self._texts.append(text)
         self._labels.append(label)

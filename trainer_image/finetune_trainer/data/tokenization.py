@@ -21,7 +21,7 @@ from finetune_trainer.data.rendering import Text
 from finetune_trainer.pretrained.chat_template import Span
 from finetune_trainer.pretrained.tokenizer import ModelTokenizer
 
-Fate = Literal["kept", "truncated", "dropped"]
+Outcome = Literal["kept", "truncated", "dropped"]
 
 
 class Example(NamedTuple):
@@ -29,7 +29,7 @@ class Example(NamedTuple):
 
     ids: NDArray[np.int32]
     mask: NDArray[np.bool_]
-    fate: Fate
+    fate: Outcome
 
 
 class Encoder:
@@ -56,7 +56,7 @@ class Encoder:
             return self._pairs(texts)
         specials = not texts[0].from_template
         encodings = self._backend.encode_batch([text.text for text in texts], add_special_tokens=specials)
-        return [self._learnt(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+        return [self._example(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
     def _labelled(self, encoding: Encoding) -> Example:
         """The text with the tokens that the tokenizer puts around it; a cut keeps those at the end."""
@@ -67,10 +67,10 @@ class Encoder:
         head = ids[: self._limit - len(self._suffix)]
         return Example(np.concatenate([head, self._suffix]), mask[: self._limit], "truncated")
 
-    def _learnt(self, text: Text, encoding: Encoding) -> Example:
+    def _example(self, text: Text, encoding: Encoding) -> Example:
         ids = np.array(encoding.ids, dtype=np.int32)
         mask = np.zeros(len(ids), dtype=np.bool_)
-        for span in text.learnt:
+        for span in text.loss_spans:
             first, end = _tokens_of(encoding, text.text, span)
             mask[first:end] = True
         if not text.from_template:
@@ -92,7 +92,7 @@ class Encoder:
             end = source[-1:] if self._has_end(source) else []
             source = source[: self._limit - len(end)] + end
         ids = np.array([*source, *answer[: self._limit]], dtype=np.int32)
-        fate: Fate = "truncated" if is_long else "kept"
+        fate: Outcome = "truncated" if is_long else "kept"
         is_empty = not source or len(written) <= self._added  # an end alone is no answer
         return Example(ids, np.arange(len(ids)) >= len(source), "dropped" if is_empty else fate)
 
@@ -120,7 +120,7 @@ class Encoder:
         return np.append(ids, np.int32(self._eos)), np.append(mask, True)
 
     def _cut(self, ids: NDArray[np.int32], mask: NDArray[np.bool_]) -> Example:
-        fate: Fate = "truncated" if len(ids) > self._limit else "kept"
+        fate: Outcome = "truncated" if len(ids) > self._limit else "kept"
         ids, mask = ids[: self._limit], mask[: self._limit]
         mask[:1] = False
         return Example(ids, mask, fate if mask.any() else "dropped")

@@ -17,32 +17,32 @@ LONGEST_ANSWER = 4000
 """Characters; the contract takes no more than 4,096."""
 
 
-def answers(tuner: Any, tokenizer_folder: Path, evaluation: Evaluation, check: Callable[[], None]) -> list[str]:
+def answers(trainer: Any, tokenizer_folder: Path, evaluation: Evaluation, check: Callable[[], None]) -> list[str]:
     """One answer a prompt. `check` is called at each token and may raise."""
     if not evaluation.prompts:
         return []
     tokenizer = tokenizer_of(tokenizer_folder)
-    tuner.model.eval()
-    with torch.no_grad(), tuner.autocast():
-        texts = [_answer(tuner, tokenizer, prompt, evaluation.max_new_tokens, check) for prompt in evaluation.prompts]
-    tuner.model.train()
+    trainer.model.eval()
+    with torch.no_grad(), trainer.autocast():
+        texts = [_answer(trainer, tokenizer, prompt, evaluation.max_new_tokens, check) for prompt in evaluation.prompts]
+    trainer.model.train()
     return texts
 
 
-def _answer(tuner: Any, tokenizer: Any, prompt: str, limit: int, check: Callable[[], None]) -> str:
-    writes_apart = tuner.model.config.is_encoder_decoder
-    encoded = _encoded(tokenizer, prompt).to(tuner.args.device)
+def _answer(trainer: Any, tokenizer: Any, prompt: str, limit: int, check: Callable[[], None]) -> str:
+    writes_apart = trainer.model.config.is_encoder_decoder
+    encoded = _encoded(tokenizer, prompt).to(trainer.args.device)
     if writes_apart:
         # Left to itself transformers gives T5's decoder a cache for as many blocks as the encoder has.
         encoded = _ended(encoded, tokenizer) | {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
-    output = tuner.model.generate(
+    output = trainer.model.generate(
         **encoded,
         max_new_tokens=limit,
         do_sample=False,
         temperature=None,
         top_p=None,
         top_k=None,
-        pad_token_id=tuner.objective.pad_token_id,
+        pad_token_id=trainer.objective.pad_token_id,
         use_cache=True,
         stopping_criteria=StoppingCriteriaList([_Interruptible(check)]),
     )

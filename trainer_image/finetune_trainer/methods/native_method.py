@@ -40,7 +40,7 @@ class OwnMethod(TuningMethod):
         """Put the new parameters into the model, where they learn; everything else is frozen already."""
         raise NotImplementedError
 
-    def learnt(self, model: nn.Module) -> dict[str, torch.Tensor]:
+    def trained(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """What is published: by default every parameter that moves."""
         return {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
 
@@ -57,7 +57,7 @@ class OwnMethod(TuningMethod):
     def save(self, model: Any, folder: Path, base_name: str, base_revision: str) -> None:
         page = {"format": FORMAT, "formatVersion": VERSION, "method": self.kind, **model.own_adapter}
         page |= {"baseModel": base_name, "revision": base_revision}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.learnt(model).items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.trained(model).items()}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
 
@@ -71,7 +71,7 @@ class OwnMethod(TuningMethod):
 
     def restore(self, model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
         """Put what `learnt` gave back into an adapted model; raises Failure if it belongs to another one."""
-        own = self.learnt(model)
+        own = self.trained(model)
         strange = sorted(set(own) ^ set(tensors)) or [n for n in own if own[n].shape != tensors[n].shape]
         if strange:
             raise Failure(Reason.ARTIFACT_INVALID, f"the adapter does not fit this base model: {strange[0]}")

@@ -61,13 +61,13 @@ class UniPelt(OwnMethod):
         """A prefix changes the model from the start: the base is the same weights in a model without our layers."""
         return _without_parts(model)
 
-    def learnt(self, model: nn.Module) -> dict[str, torch.Tensor]:
+    def trained(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """The prefixes as they are used, and all else that moves; not the MLP."""
         prefixes = {
             name: module for name, module in model.named_modules() if isinstance(module, MlpPrefix | FinalPrefix)
         }
         inside = {id(parameter) for module in prefixes.values() for parameter in module.parameters()}
-        moved = {name: tensor for name, tensor in super().learnt(model).items() if id(tensor) not in inside}
+        moved = {name: tensor for name, tensor in super().trained(model).items() if id(tensor) not in inside}
         return moved | {f"{name}.final": module() for name, module in prefixes.items()}
 
     def restore(self, model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:

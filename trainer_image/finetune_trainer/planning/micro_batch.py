@@ -13,7 +13,7 @@ from finetune_api.reasons import Reason
 from finetune_api.spec import FineTuneJobSpec, Resources
 from finetune_api.status import Memory
 from finetune_trainer.planning.memory import PlannedModel
-from finetune_trainer.planning.workload import Load
+from finetune_trainer.planning.workload import Workload
 from finetune_trainer.runtime.failures import Failure
 
 MARGIN = 1.2
@@ -34,7 +34,7 @@ def limit(resources: Resources) -> int | None:
     return bytes_of(resources.memory)
 
 
-def largest(model: PlannedModel, load: Load, resources: Resources) -> Fit:
+def largest(model: PlannedModel, load: Workload, resources: Resources) -> Fit:
     """The largest choice that fits, else the smallest; where the limit is not known the largest. More rows never need
     less. A rehearsal takes seconds, so the likely answer is tried first."""
     choices, available = load.choices(resources), limit(resources)
@@ -58,7 +58,7 @@ def largest(model: PlannedModel, load: Load, resources: Resources) -> Fit:
     return best or smallest
 
 
-def fitted(model: PlannedModel, folder: Path, spec: FineTuneJobSpec, labels: list[str], load: Load) -> Fit:
+def fitted(model: PlannedModel, folder: Path, spec: FineTuneJobSpec, labels: list[str], load: Workload) -> Fit:
     """The micro-batch of the run; raises Failure for one that needs clearly more than there is, and says what fits.
 
     Estimates are not exact, so a run is refused only if its smallest micro-batch exceeds the limit by MARGIN.
@@ -78,8 +78,8 @@ def _needs(what: str, fit: Fit) -> str:
     return f"{what} needs about {gibibytes(fit.memory.total)} at microBatchSize {fit.rows}"
 
 
-def _offer(folder: Path, spec: FineTuneJobSpec, labels: list[str], load: Load, available: int) -> str | None:
-    """The first alternative that fits: less at once, activations computed twice, then fewer weights that move."""
+def _offer(folder: Path, spec: FineTuneJobSpec, labels: list[str], load: Workload, available: int) -> str | None:
+    """The first alternative that fits: less at once, activations computed twice, then fewer trainable weights."""
     for words, changes in _alternatives(spec):
         changed = spec.model_copy(update=changes)
         try:

@@ -51,10 +51,10 @@ def _precision(model: Any, spec: FineTuneJobSpec) -> dict[str, str | None]:
 def _estimated(model: Any, folder: Path, spec: FineTuneJobSpec, labels: list[str], load: Any) -> dict[str, Any]:
     """Rows and memory. An architecture that cannot be rehearsed can be trained all the same."""
     from finetune_trainer.planning.micro_batch import fitted
-    from finetune_trainer.planning.workload import Load
+    from finetune_trainer.planning.workload import Workload
 
     try:
-        fit = fitted(model, folder, spec, labels, Load(**load))
+        fit = fitted(model, folder, spec, labels, Workload(**load))
     except Failure:
         raise
     except Exception:

@@ -32,7 +32,7 @@ class Shape:
     """Whether the gradients of earlier micro-batches are there already."""
 
 
-class Load(NamedTuple):
+class Workload(NamedTuple):
     """What the data asks of a run."""
 
     length: int
@@ -93,4 +93,4 @@ def heaviest_load(folder: Path, spec: FineTuneJobSpec) -> Any:
     answer = length if in_pairs else 0
     batch, micro = batches(spec.training)
     is_fixed, in_one_pass = spec.training.micro_batch_size != "auto", spec.training.batch_size == "auto"
-    return Load(length, packed, batch, micro, is_fixed, answer, in_one_pass)
+    return Workload(length, packed, batch, micro, is_fixed, answer, in_one_pass)

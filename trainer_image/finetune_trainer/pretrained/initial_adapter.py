@@ -23,7 +23,7 @@ from finetune_api.methods import START_FROM, AdapterSource, StartFrom
 from finetune_api.reasons import Reason
 from finetune_api.references import to_adapters
 from finetune_api.run import Run
-from finetune_api.schema import Model
+from finetune_api.schema import ApiModel
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.pretrained.adapter_composition import DENSITY, EQUAL_RANKS, Composer, Part
 from finetune_trainer.pretrained.base_model import BaseModel
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 FILES = (CONFIG, WEIGHTS, MANIFEST)
 
 
-class Origin(Model):
+class Origin(ApiModel):
     """A stored adapter that the run starts from."""
 
     uri: str
@@ -48,7 +48,7 @@ class Origin(Model):
     weight: float
 
 
-class Start(Model):
+class Start(ApiModel):
     """What the run starts from, where that is not the base model alone."""
 
     key: str
@@ -59,7 +59,7 @@ class Start(Model):
     combination: str
 
 
-def settled(spec: FineTuneJobSpec, folder: Path) -> FineTuneJobSpec:
+def from_composed(spec: FineTuneJobSpec, folder: Path) -> FineTuneJobSpec:
     """The spec as everything after the composition reads it: it starts from the one adapter in `folder`."""
     if not spec.method.options.adapters:
         return spec
@@ -102,7 +102,7 @@ def composed_here(spec: FineTuneJobSpec, folder: Path) -> FineTuneJobSpec:
             raise Failure(Reason.INPUT_UNAVAILABLE, told)
         adapters.append(StoredAdapter(Path(uri.path), reference.field, reference.uri))
     write_start(adapters, wished, spec.training.seed, folder)
-    return settled(spec, folder)
+    return from_composed(spec, folder)
 
 
 def write_start(adapters: list[StoredAdapter], wished: StartFrom, seed: int, folder: Path) -> None:

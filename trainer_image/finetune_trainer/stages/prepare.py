@@ -24,7 +24,7 @@ from finetune_trainer.planning.batch_size import schedule
 from finetune_trainer.planning.client import ParameterCount, Parameters
 from finetune_trainer.planning.workload import prepared_load
 from finetune_trainer.pretrained.base_model import base_model
-from finetune_trainer.pretrained.initial_adapter import composed_start, settled
+from finetune_trainer.pretrained.initial_adapter import composed_start, from_composed
 from finetune_trainer.pretrained.tokenizer import load
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import sha256_of
@@ -74,7 +74,7 @@ def prepare(
 
 def _preparation(run: Run, workspace: Workspace, progress: Progress, page: Prepared | None) -> Preparation:
     model = base_model(run, workspace, {page.model_stamp: page.model_revision} if page else {})
-    spec = settled(run.spec.resolved(), workspace.start)
+    spec = from_composed(run.spec.resolved(), workspace.start)
     tokenizer = load(model.folder, model.name, spec.dataset.template)
     start = composed_start(run, workspace, model, page.start if page else None)
     job = Preparation(run, spec, workspace, progress, model, tokenizer, start)
@@ -164,6 +164,6 @@ def _summary(page: Prepared) -> str:
         "duplicates": data.duplicates,
         "packed rows": data.packed_rows,
         "steps": plan.total_steps,
-        "of the parameters move" if plan.total_steps else "parameters in the adapter": plan.trainable_parameters,
+        "trainable parameters" if plan.total_steps else "parameters in the adapter": plan.trainable_parameters,
     }
     return ", ".join(f"{number:,} {what}" for what, number in told.items() if number)

@@ -29,11 +29,11 @@ from finetune_trainer.runtime.stop import StopRequest
 from finetune_trainer.runtime.workspace import Workspace
 from finetune_trainer.training import checkpoints
 from finetune_trainer.training.arguments import training_arguments
-from finetune_trainer.training.callback import Course
+from finetune_trainer.training.callback import RunCallback
 from finetune_trainer.training.checkpoints import Store
 from finetune_trainer.training.context import Stage, stage_of
-from finetune_trainer.training.intervals import timetable
-from finetune_trainer.training.trainer import FineTuner
+from finetune_trainer.training.intervals import intervals_of
+from finetune_trainer.training.trainer import FineTuneTrainer
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +52,10 @@ def train(run: Run, workspace: Workspace, progress: Progress, stop: StopRequest 
         return StageReport(stage=TRAIN, evaluation=finished.evaluation)
     check_unchanged(run, Path(stage.page.model_path), stage.page.model_stamp, stage.page.model_revision)
     _begin(stage)
-    tuner = assemble(stage)
-    baseline = measured_base(stage, tuner)
-    course = follow(stage, tuner)
-    evaluation = _finish(stage, tuner, course, baseline)
+    trainer = assemble(stage)
+    baseline = measured_base(stage, trainer)
+    callback = follow(stage, trainer)
+    evaluation = _finish(stage, trainer, callback, baseline)
     return StageReport(stage=TRAIN, evaluation=evaluation)
 
 
@@ -82,7 +82,7 @@ def _without_gpu(run: Run) -> None:
         log.warning("spec.resources.gpus is 1, and torch sees no GPU on this machine: training on the CPU")
 
 
-def assemble(stage: Stage) -> FineTuner:
+def assemble(stage: Stage) -> FineTuneTrainer:
     """The model with its method applied, in the trainer, with its objective."""
     config = loading.config_of(Path(stage.page.model_path))
     kind, method = OBJECTIVES[stage.spec.objective.kind].suited(config), METHODS[stage.spec.method.kind]
@@ -105,72 +105,72 @@ def assemble(stage: Stage) -> FineTuner:
     arguments = training_arguments(stage, on)
     rates = method.parameter_rates(model, options, arguments.learning_rate)
     objective = kind(model, stage.page.pad_token_id, dtype)
-    tuner = FineTuner(model, arguments, rows, objective, method, rates)
+    trainer = FineTuneTrainer(model, arguments, rows, objective, method, rates)
     stage.stop.check()
-    return tuner
+    return trainer
 
 
-def follow(stage: Stage, tuner: FineTuner) -> Course:
+def follow(stage: Stage, trainer: FineTuneTrainer) -> RunCallback:
     """Train from the latest checkpoint to the end, or to a stop."""
     assert stage.page.plan.total_steps is not None
     store = Store(stage.workspace.checkpoints, stage.identity, stage.spec.checkpoint.keep)
-    tuner.resumed_from = store.latest()
-    table = timetable(stage.spec, stage.page.plan.total_steps)
-    course = Course(tuner, table, store, stage.rows("validation"), stage.progress, stage.stop)
-    tuner.add_callback(course)
+    trainer.resumed_from = store.latest()
+    table = intervals_of(stage.spec, stage.page.plan.total_steps)
+    callback = RunCallback(trainer, table, store, stage.rows("validation"), stage.progress, stage.stop)
+    trainer.add_callback(callback)
     stage.progress.update(
         activity="training",
-        step=course.state.step,
-        resumed_from_step=course.state.step,
-        checkpoint_step=course.state.step,
+        step=callback.state.step,
+        resumed_from_step=callback.state.step,
+        checkpoint_step=callback.state.step,
     )
-    if tuner.resumed_from is not None:
-        log.info("resuming from step %d", course.state.step)
-        checkpoints.restore_weights(tuner.resumed_from, tuner)
-    course.catch_up()
-    if not course.state.finished:
-        tuner.train(resume_from_checkpoint=str(tuner.resumed_from.folder) if tuner.resumed_from else None)
-    if not course.state.finished:
-        raise Failure(Reason.PREEMPTED, f"stopped; the checkpoint of step {course.state.step} is saved")
-    if course.state.best_step is not None:
-        store.load_best(tuner.model, course.state.best_step)
-    return course
+    if trainer.resumed_from is not None:
+        log.info("resuming from step %d", callback.state.step)
+        checkpoints.restore_weights(trainer.resumed_from, trainer)
+    callback.catch_up()
+    if not callback.state.finished:
+        trainer.train(resume_from_checkpoint=str(trainer.resumed_from.folder) if trainer.resumed_from else None)
+    if not callback.state.finished:
+        raise Failure(Reason.PREEMPTED, f"stopped; the checkpoint of step {callback.state.step} is saved")
+    if callback.state.best_step is not None:
+        store.load_best(trainer.model, callback.state.best_step)
+    return callback
 
 
-def _finish(stage: Stage, tuner: FineTuner, course: Course, baseline: Baseline) -> EvaluationResult:
+def _finish(stage: Stage, trainer: FineTuneTrainer, callback: RunCallback, baseline: Baseline) -> EvaluationResult:
     """Measure the tuned model and leave the result."""
-    held_out, after = measured(stage, tuner), answered(stage, tuner)
+    held_out, after = measured(stage, trainer), answered(stage, trainer)
     prompts = stage.spec.evaluation.prompts if after else []
     evaluation = EvaluationResult(
         split=held_out.split if held_out else None,
         base=baseline.held_out.metrics if baseline.held_out else None,
         tuned=held_out.metrics if held_out else None,
-        best_step=course.state.best_step,
+        best_step=callback.state.best_step,
         samples=[
             Sample(prompt=prompt, before=old, after=new)
             for prompt, old, new in zip(prompts, baseline.answers, after, strict=True)
         ],
     )
     stage.progress.update(activity="writing")
-    tuner.model.config.use_cache = tuner.use_cache  # transformers.Trainer turned it off for the training
-    with results.draft(stage.workspace.result, _result(stage, course, evaluation, baseline, held_out)) as artifact:
+    trainer.model.config.use_cache = trainer.use_cache  # transformers.Trainer turned it off for the training
+    with results.draft(stage.workspace.result, _result(stage, callback, evaluation, baseline, held_out)) as artifact:
         name = results.base_name(stage.spec.model.uri)
-        METHODS[stage.spec.method.kind].save(tuner.model, artifact, name, stage.page.model_revision)
+        METHODS[stage.spec.method.kind].save(trainer.model, artifact, name, stage.page.model_revision)
     return evaluation
 
 
 def _result(
-    stage: Stage, course: Course, evaluation: EvaluationResult, base: Baseline, tuned: HeldOut | None
+    stage: Stage, callback: RunCallback, evaluation: EvaluationResult, base: Baseline, tuned: HeldOut | None
 ) -> results.Result:
-    quantized = getattr(course.tuner.model.config, "quantization_config", None)
+    quantized = getattr(callback.trainer.model.config, "quantization_config", None)
     return results.Result(
         identity=stage.identity,
         evaluation=evaluation,
-        state=course.state,
+        state=callback.state,
         details={"base": base.held_out.details if base.held_out else {}, "tuned": tuned.details if tuned else {}},
         kind=METHODS[stage.spec.method.kind].artifact,
         loader=METHODS[stage.spec.method.kind].loader,
-        auto_class=course.tuner.objective.head(()).auto_class,
+        auto_class=callback.trainer.objective.head(()).auto_class,
         quantization={k: v for k, v in quantized.to_diff_dict().items() if k[0] != "_"} if quantized else None,
         versions={name: version(name) for name in LIBRARIES},
     )

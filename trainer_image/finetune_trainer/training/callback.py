@@ -1,6 +1,6 @@
 """What happens between two optimizer steps: reports, evaluations, checkpoints, and the end of the run.
 
-It decides when, by the timetable that it is given. It knows no objective and no method: a model with a loss is all it
+It decides when, by the intervals that it is given. It knows no objective and no method: a model with a loss is all it
 sees.
 """
 
@@ -15,9 +15,9 @@ from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.stop import StopRequest
 from finetune_trainer.training.batching import Rows
 from finetune_trainer.training.checkpoints import Store
-from finetune_trainer.training.intervals import Timetable
+from finetune_trainer.training.intervals import Intervals
 from finetune_trainer.training.state import Event, RunState
-from finetune_trainer.training.trainer import FineTuner
+from finetune_trainer.training.trainer import FineTuneTrainer
 
 log = logging.getLogger(__name__)
 
@@ -25,21 +25,21 @@ SILENCE_SECONDS = 5.0
 """Longest time without a report while steps are made."""
 
 
-class Course(TrainerCallback):
+class RunCallback(TrainerCallback):
     """Follows a run from step to step and keeps its RunState."""
 
     def __init__(
         self,
-        tuner: FineTuner,
-        table: Timetable,
+        trainer: FineTuneTrainer,
+        table: Intervals,
         store: Store,
         validation: Rows | None,
         progress: Progress,
         stop: StopRequest,
     ) -> None:
-        self.tuner, self.table, self.store, self.validation = tuner, table, store, validation
+        self.trainer, self.table, self.store, self.validation = trainer, table, store, validation
         self.progress, self.stop = progress, stop
-        self.state = tuner.resumed_from.state if tuner.resumed_from else RunState()
+        self.state = trainer.resumed_from.state if trainer.resumed_from else RunState()
         self._rate = 0.0
         self._saved_step = self.state.step
         self._saved_at = self._reported_at = time.monotonic()
@@ -60,8 +60,8 @@ class Course(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._rate = self.tuner.lr_scheduler.get_last_lr()[0]  # of this step: the schedule moves on before it ends
-        self.tuner.after_step()
+        self._rate = self.trainer.lr_scheduler.get_last_lr()[0]  # of this step: the schedule moves on before it ends
+        self.trainer.after_step()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.state = self.state.model_copy(update={"step": state.global_step})
@@ -85,7 +85,7 @@ class Course(TrainerCallback):
         self._report()
         started = time.monotonic()
         self.progress.update(activity="checkpointing")
-        self.store.save(self.tuner, self.state)
+        self.store.save(self.trainer, self.state)
         self._saved_step, self._saved_at = self.state.step, time.monotonic()
         log.info("checkpoint at step %d (%.2f s)", self.state.step, self._saved_at - started)
         self.progress.update(activity="training", checkpoint_step=self.state.step)
@@ -99,8 +99,8 @@ class Course(TrainerCallback):
         steps = self.state.step - self._reported_step
         if steps <= 0:
             return
-        seconds, tokens = time.monotonic() - self._reported_at, self.tuner.tokens - self._reported_tokens
-        loss = self.tuner.take_losses() / steps
+        seconds, tokens = time.monotonic() - self._reported_at, self.trainer.tokens - self._reported_tokens
+        loss = self.trainer.take_losses() / steps
         seen = {"tokens": self.state.tokens + tokens, "seconds": self.state.seconds + seconds}
         self.state = self.state.model_copy(update=seen)
         speed = tokens / seconds if seconds > 0 else None
@@ -128,7 +128,7 @@ class Course(TrainerCallback):
         self._reported_at, self._reported_step, self._reported_tokens = (
             time.monotonic(),
             self.state.step,
-            self.tuner.tokens,
+            self.trainer.tokens,
         )
 
     def _evaluation_due(self) -> bool:
@@ -140,12 +140,12 @@ class Course(TrainerCallback):
         self._report()
         self.progress.update(activity="evaluating")
         try:
-            metrics, _ = self.tuner.assess(self.validation, self._check)
+            metrics, _ = self.trainer.assess(self.validation, self._check)
         except _Interrupted:
             return  # the step is checkpointed; the next attempt evaluates it
         loss = metrics[Metric.LOSS]
         self._record(Event(step=self.state.step, epoch=self._epoch(), eval_loss=loss))
-        self._judge(loss, can_be_kept=self.tuner.method.can_be_kept(self.tuner.model, self.state.step))
+        self._keep_best(loss, can_be_kept=self.trainer.method.can_be_kept(self.trainer.model, self.state.step))
         log.info(
             "step %d/%d  validation loss %.4f%s",
             self.state.step,
@@ -156,7 +156,7 @@ class Course(TrainerCallback):
         self.progress.update(activity="training", eval_loss=loss)
         self._restart_clock()
 
-    def _judge(self, loss: float, can_be_kept: bool) -> None:
+    def _keep_best(self, loss: float, can_be_kept: bool) -> None:
         """Keep the best weights, and count evaluations that brought nothing."""
         was = self.state
         if not can_be_kept:
@@ -164,7 +164,7 @@ class Course(TrainerCallback):
             return
         changes: dict[str, Any] = {"evaluated_step": was.step, "stale": was.stale + 1}
         if was.best_loss is None or loss < was.best_loss:
-            self.store.save_best(self.tuner.model, was.step)
+            self.store.save_best(self.trainer.model, was.step)
             changes |= {"best_step": was.step, "best_loss": loss}
         if was.bar is None or loss < was.bar - self.table.min_delta:
             changes |= {"bar": loss, "stale": 0}
@@ -183,7 +183,7 @@ class Course(TrainerCallback):
         self.state = self.state.model_copy(update={"history": [*self.state.history, event]})
 
     def _epoch(self) -> float:
-        return float(self.tuner.state.epoch or 0.0)
+        return float(self.trainer.state.epoch or 0.0)
 
     def _check(self) -> None:
         if self.stop.is_set():

@@ -3,7 +3,7 @@
 Tensors are safetensors, the rest is JSON: nothing that could run code is ever loaded. It decides what a checkpoint
 holds and which are kept; when to write one is decided elsewhere.
 
-`step-00000120/`  weights.safetensors (parameters that move) · method.safetensors (what else the method remembers, where
+`step-00000120/`  weights.safetensors (trainable parameters) · method.safetensors (what else the method remembers, where
                   it does) · optimizer.safetensors · random.safetensors · numbers.json (the optimizer's groups and
                   plain fields, schedule, generators) · state.json (RunState) · trainer_state.json (read by
                   transformers.Trainer) · manifest.json (sha256 of the others)
@@ -63,22 +63,22 @@ class Store:
             log.warning("checkpoint %s is damaged (%s): falling back to the one before", folder.name, fault)
         return None
 
-    def save(self, tuner: Any, state: RunState) -> Checkpoint:
-        """Write the whole state of `tuner`, a FineTuner at a step boundary."""
+    def save(self, trainer: Any, state: RunState) -> Checkpoint:
+        """Write the whole state of `trainer`, a FineTuneTrainer at a step boundary."""
         folder = self.folder / f"step-{state.step:08d}"
         with new_folder(folder) as draft:
-            save_file(trainable_tensors(tuner.model), draft / WEIGHTS)
-            if memory := tuner.method.memory(tuner.model):
+            save_file(trainable_tensors(trainer.model), draft / WEIGHTS)
+            if memory := trainer.method.memory(trainer.model):
                 save_file({name: tensor.contiguous() for name, tensor in memory.items()}, draft / METHOD)
-            tensors, fields = _optimizer_fields(tuner.model, tuner.optimizer)
+            tensors, fields = _optimizer_fields(trainer.model, trainer.optimizer)
             save_file(tensors, draft / OPTIMIZER)
             save_file(_torch_random(), draft / RANDOM)
             (draft / STATE).write_text(state.model_dump_json(by_alias=True))
-            groups = tuner.optimizer.state_dict()["param_groups"]
-            schedule = tuner.lr_scheduler.state_dict()
+            groups = trainer.optimizer.state_dict()["param_groups"]
+            schedule = trainer.lr_scheduler.state_dict()
             extra = {"groups": groups, "fields": fields, "schedule": schedule, "random": _python_random()}
             (draft / NUMBERS).write_text(json.dumps(extra))
-            tuner.state.save_to_json(str(draft / TRAINER_STATE))
+            trainer.state.save_to_json(str(draft / TRAINER_STATE))
             self._seal(draft)
         self._prune(state)
         return Checkpoint(folder, state)
@@ -127,11 +127,11 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def restore_weights(checkpoint: Checkpoint, tuner: Any) -> None:
-    """Put the parameters back that move, and what the method remembers."""
-    _copy_into(tuner.model, load_file(checkpoint.folder / WEIGHTS))
+def restore_weights(checkpoint: Checkpoint, trainer: Any) -> None:
+    """Put the trainable parameters back, and what the method remembers."""
+    _copy_into(trainer.model, load_file(checkpoint.folder / WEIGHTS))
     if (checkpoint.folder / METHOD).exists():
-        tuner.method.remember(tuner.model, load_file(checkpoint.folder / METHOD))
+        trainer.method.remember(trainer.model, load_file(checkpoint.folder / METHOD))
 
 
 def restore_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: Any, scheduler: Any) -> None:
@@ -159,7 +159,7 @@ def restore_random(checkpoint: Checkpoint) -> None:
 
 
 def trainable_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters that move, by name; tied ones once."""
+    """The trainable parameters, by name; tied ones once."""
     return {
         name: parameter.detach().contiguous() for name, parameter in model.named_parameters() if parameter.requires_grad
     }

@@ -8,7 +8,7 @@ from finetune_api.reasons import Reason
 from finetune_api.run import Run
 from finetune_api.spec import FineTuneJobSpec, SplitName
 from finetune_trainer.data.prepared import Prepared, open_split, read_prepared
-from finetune_trainer.pretrained.initial_adapter import settled
+from finetune_trainer.pretrained.initial_adapter import from_composed
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.runtime.stop import StopRequest
@@ -30,7 +30,7 @@ class Stage:
 
     @property
     def spec(self) -> FineTuneJobSpec:
-        return settled(self.run.spec, self.workspace.start)
+        return from_composed(self.run.spec, self.workspace.start)
 
     def rows(self, name: SplitName) -> Rows | None:
         """The rows of a split; None where it is switched off or empty."""

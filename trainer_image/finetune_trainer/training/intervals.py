@@ -9,7 +9,7 @@ LINES = 200
 
 
 @dataclass(frozen=True)
-class Timetable:
+class Intervals:
     """When what is due; steps are counted from 1."""
 
     total_steps: int
@@ -27,10 +27,10 @@ class Timetable:
         return max(1, self.total_steps // LINES)
 
 
-def timetable(spec: FineTuneJobSpec, total_steps: int) -> Timetable:
-    """The timetable of a resolved spec; ten evaluations unless it says otherwise."""
+def intervals_of(spec: FineTuneJobSpec, total_steps: int) -> Intervals:
+    """Those of a resolved spec; ten evaluations unless it says otherwise."""
     minutes, stopping = spec.checkpoint.every_minutes, spec.training.early_stopping
-    return Timetable(
+    return Intervals(
         total_steps=total_steps,
         evaluate_every=spec.evaluation.every_steps or max(1, -(-total_steps // 10)),
         checkpoint_steps=spec.checkpoint.every_steps,

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Literal
 
 from finetune_api.reasons import Reason
-from finetune_api.schema import Model
+from finetune_api.schema import ApiModel
 from finetune_trainer.runtime.failures import Failure
 
 
-class Identity(Model):
+class Identity(ApiModel):
     """Which run a checkpoint belongs to. Two runs with equal identities would end in equal weights."""
 
     uid: str
@@ -21,7 +21,7 @@ class Identity(Model):
     """sha256 of objective, method and training."""
 
 
-class Event(Model):
+class Event(ApiModel):
     """One line of the run's history."""
 
     step: int
@@ -33,7 +33,7 @@ class Event(Model):
     tokens_per_second: float | None = None
 
 
-class RunState(Model):
+class RunState(ApiModel):
     """Where a run stands, besides its tensors."""
 
     step: int = 0

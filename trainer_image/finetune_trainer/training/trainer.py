@@ -23,7 +23,7 @@ from finetune_trainer.training import checkpoints
 from finetune_trainer.training.batching import EpochBatches, EpochLoader, Rows, by_length
 
 
-class FineTuner(transformers.Trainer):
+class FineTuneTrainer(transformers.Trainer):
     """Trains a model for `objective` on `rows`."""
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the items of the whole step

@@ -17,10 +17,10 @@ from rich.text import Text
 from finetune_api import labels
 from finetune_api.reasons import Phase
 from finetune_api.text import printable_lines
-from finetune_cli import listing, report
 from finetune_cli.cluster import ClusterError, Jobs, NotFoundError, Object
 from finetune_cli.stored import StoredJob, stored_job
-from finetune_cli.terminal import can_redraw, err, out, plain
+from finetune_cli.views import description, job_table
+from finetune_cli.views.terminal import can_redraw, err, out, plain
 
 WAIT_SECONDS = 1.0
 TIRED = 30
@@ -53,7 +53,7 @@ class Follower:
             raise NotFoundError(_no_job(name, self.scope, names)) from None
 
     def describe(self, name: str) -> int:
-        self.console.print(report.description(self.job(name), self.now()))
+        self.console.print(description.description(self.job(name), self.now()))
         return 0
 
     def watch(self, name: str | None) -> int:
@@ -97,24 +97,24 @@ class Follower:
         now = self.now()
         if not jobs:
             return Group(plain(f"no FineTuneJobs in {self.namespace or 'any namespace'} yet", "dim"))
-        found = listing.table(jobs, now, all_namespaces=self.namespace is None and name is None)
+        found = job_table.table(jobs, now, all_namespaces=self.namespace is None and name is None)
         if name is None:
             return Group(found)
         status = jobs[0].status
-        failed = report.failure(status)
-        parts = [report.conditions(status.conditions, now)] if status.conditions else []
+        failed = description.failure(status)
+        parts = [description.conditions(status.conditions, now)] if status.conditions else []
         return Group(found, Text(), *parts, *([failed] if failed is not None else []))
 
     def _in_lines(self, name: str | None) -> int:
         shown = dict[str, str]()
         for jobs in self._states(name):
             for job in jobs:
-                key, news = f"{job.metadata.namespace}/{job.metadata.name}", listing.news(job)
+                key, news = f"{job.metadata.namespace}/{job.metadata.name}", job_table.news(job)
                 if shown.get(key) != news:
-                    self.console.print(listing.line(job), markup=False)
+                    self.console.print(job_table.line(job), markup=False)
                     shown[key] = news
             if name is not None and jobs[0].has_ended:
-                failed = report.failure(jobs[0].status)
+                failed = description.failure(jobs[0].status)
                 if failed is not None:
                     self.console.print(failed)
                 return ending(jobs[0])
@@ -128,7 +128,7 @@ class Follower:
         changed = self.cluster.patch(self.scope, name, {"metadata": version, "spec": {"restarts": restarts}})
         if changed["spec"].get("restarts") != restarts:
             raise ClusterError("the cluster's definition of FineTuneJob has no spec.restarts: upgrade the CRD")
-        self.console.print(report.restarting(stored_job(stored)), markup=False)
+        self.console.print(description.restarting(stored_job(stored)), markup=False)
         return 0
 
     def logs(self, name: str, stage: str | None, follow: bool) -> int:

@@ -14,8 +14,8 @@ from celpy.adapter import json_to_cel
 from celpy.celparser import CELParseError
 from celpy.evaluation import CELEvalError
 
-from finetune_cli.document import Route
-from finetune_cli.structure import Schema, Violation
+from finetune_cli.manifest.document import Route
+from finetune_cli.manifest.structural_schema import Schema, Violation
 
 
 def broken_rules(value: Any, schema: Schema, route: Route = ()) -> Iterator[Violation]:

@@ -12,10 +12,10 @@ from typing import Any
 from finetune_api import labels
 from finetune_api.crd import job_schema
 from finetune_api.job import FineTuneJob
-from finetune_cli.document import Document
-from finetune_cli.metadata import metadata_violations
-from finetune_cli.rules import broken_rules
-from finetune_cli.structure import Schema, Violation, defaulted, unknown_fields, violations
+from finetune_cli.manifest.cel_rules import broken_rules
+from finetune_cli.manifest.document import Document
+from finetune_cli.manifest.metadata import metadata_violations
+from finetune_cli.manifest.structural_schema import Schema, Violation, defaulted, unknown_fields, violations
 
 NOT_ALL_CHECKED = (
     "Invalid value: null: some validation rules were not checked because the object was invalid; "

@@ -16,7 +16,7 @@ from finetune_api.spec import FineTuneJobSpec, Metadata
 from finetune_api.stages import StageName
 from finetune_api.status import Dependency, PinnedRun, StageStatus
 from finetune_api.text import printable_lines
-from finetune_operator.facts import timestamp
+from finetune_operator.observed_state import timestamp
 from finetune_operator.pods import RUN_PART, WORKSPACE_PART, kueue_labels, mounts, pod_template
 from finetune_operator.settings import Settings
 from finetune_operator.stages import TRAITS

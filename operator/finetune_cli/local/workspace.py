@@ -86,7 +86,7 @@ class Workspace:
             for path in self.root.iterdir():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
-    def settle(self, job: FineTuneJob, mounts: dict[str, str], downloads: Downloads | None = None) -> Run:
+    def freeze_run(self, job: FineTuneJob, mounts: dict[str, str], downloads: Downloads | None = None) -> Run:
         """Write the run file, new or again. Raises WorkspaceError if the folder holds another run."""
         spec, known = job.spec.resolved(), self.known_run()
         if known is not None:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
-from finetune_cli.document import Route
-from finetune_cli.structure import Violation, dotted
+from finetune_cli.manifest.document import Route
+from finetune_cli.manifest.structural_schema import Violation, dotted
 
 Check = Callable[[Any, Route], Iterator[Violation]]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import re2
 
-from finetune_cli.document import Route
+from finetune_cli.manifest.document import Route
 
 Schema = dict[str, Any]
 

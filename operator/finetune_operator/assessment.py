@@ -9,10 +9,10 @@ from dataclasses import replace
 from finetune_api.exits import PERMANENT, ExitCode
 from finetune_api.reasons import Phase, Reason
 from finetune_api.stages import PUBLISH, StageName
-from finetune_operator import objects
+from finetune_operator import manifests
 from finetune_operator.attempts import FREE
 from finetune_operator.diagnosis import Ending, ending, obstacle, stuck_in_deletion, unmade
-from finetune_operator.facts import Observed, Pod, StageJob
+from finetune_operator.observed_state import Observed, Pod, StageJob
 from finetune_operator.situation import (
     Situation,
     is_under_way,
@@ -23,29 +23,29 @@ from finetune_operator.situation import (
     seconds_left,
 )
 from finetune_operator.stages import TRAITS
-from finetune_operator.status import Verdict, has_restarts_left, is_complete, is_raised, with_next_step
+from finetune_operator.status import Assessment, has_restarts_left, is_complete, is_raised, with_next_step
 
 
-def judge(seen: Situation) -> Verdict:
+def assess(seen: Situation) -> Assessment:
     """How the job stands: the first rule that has something to say."""
-    verdicts = (rule(seen) for rule in RULES)
-    return next(verdict for verdict in verdicts if verdict is not None)
+    assessments = (rule(seen) for rule in RULES)
+    return next(assessment for assessment in assessments if assessment is not None)
 
 
-Rule = Callable[[Situation], Verdict | None]
+Rule = Callable[[Situation], Assessment | None]
 
 
-def _undeleted(seen: Situation) -> Verdict | None:
+def _undeleted(seen: Situation) -> Assessment | None:
     """What must not go on does: no end is told while a pod may still hold what it holds."""
     return _waiting(*seen.observed.kept_job) if seen.observed.kept_job else None
 
 
-def _bad_spec(seen: Situation) -> Verdict | None:
+def _bad_spec(seen: Situation) -> Assessment | None:
     refusal = seen.observed.refusal
     return _failed(*refusal) if refusal is not None and refusal[0] is Reason.BAD_SPEC else None
 
 
-def _published(seen: Situation) -> Verdict | None:
+def _published(seen: Situation) -> Assessment | None:
     """Succeeded means: published, read back, and the digest is known."""
     observed, reached = seen.observed, seen.reached
     if not reached.is_trained or not is_complete(observed, PUBLISH):
@@ -53,16 +53,18 @@ def _published(seen: Situation) -> Verdict | None:
     if reached.artifact is not None and reached.artifact.digest:
         if any(seconds_held(pod, seen) > 0 for pod in observed.living):
             return None
-        return Verdict(Phase.SUCCEEDED, Reason.SUCCEEDED, f"published at {reached.artifact.uri}", is_progressing=False)
+        return Assessment(
+            Phase.SUCCEEDED, Reason.SUCCEEDED, f"published at {reached.artifact.uri}", is_progressing=False
+        )
     endings = (ending(pod) for pod in observed.tries(PUBLISH))
     if any(end is not None and end.reason is Reason.SUCCEEDED for end in endings):
         return _failed(Reason.ARTIFACT_INVALID, f"publish ended without a digest of {seen.spec.output.uri}")
     # Its pod is gone, and its report with it: publish again, it only has to verify.
     message = with_next_step(Reason.RETRYING, "publish's report is lost")
-    return Verdict(Phase.PUBLISHING, Reason.RETRYING, message, is_progressing=False)
+    return Assessment(Phase.PUBLISHING, Reason.RETRYING, message, is_progressing=False)
 
 
-def _exhausted(seen: Situation) -> Verdict | None:
+def _exhausted(seen: Situation) -> Assessment | None:
     """No try is left, or none would help. What the Kubernetes Job counts is only its own share of the tries."""
     job, end = seen.job, last_ending(seen.observed, seen.stage)
     if job is None or is_complete(seen.observed, seen.stage):
@@ -87,10 +89,10 @@ def _exhausted(seen: Situation) -> Verdict | None:
     own = (Reason.OUTPUT_NOT_WRITABLE, Reason.INTERNAL_ERROR, Reason.RETRY_LIMIT_EXCEEDED, Reason.ARTIFACT_PUSH_FAILED)
     if reason in own:
         return _failed(Reason.ARTIFACT_PUSH_FAILED, message)
-    verdict = _failed(reason, message)
+    assessment = _failed(reason, message)
     if seen.spec.resources.workspace.is_deleted_after(False):
-        return verdict
-    return replace(verdict, message=f"{verdict.message} The trained weights are kept on the workspace.")
+        return assessment
+    return replace(assessment, message=f"{assessment.message} The trained weights are kept on the workspace.")
 
 
 def _has_failed_for_good(seen: Situation, job: StageJob) -> bool:
@@ -115,49 +117,49 @@ def _fails_by_itself(seen: Situation, job: StageJob) -> bool:
     return len(failed) + len(unstarted) > job.limit
 
 
-def _deadline(seen: Situation) -> Verdict | None:
+def _deadline(seen: Situation) -> Assessment | None:
     left = seconds_left(seen)
     if left is None or left > 0:
         return None
     return _failed(Reason.DEADLINE_EXCEEDED, f"the job was active for {seen.spec.deadline_seconds} seconds")
 
 
-def _suspension(seen: Situation) -> Verdict | None:
+def _suspension(seen: Situation) -> Assessment | None:
     if not seen.spec.suspend:
         return None
     living = seen.observed.living
     if not living:
-        return Verdict(Phase.SUSPENDED, Reason.SUSPENDED, "set spec.suspend to false to go on", is_progressing=False)
+        return Assessment(Phase.SUSPENDED, Reason.SUSPENDED, "set spec.suspend to false to go on", is_progressing=False)
     if (lost := _lost_node(seen)) is not None:
         return lost
     message = f"waiting for the pod {living[0].name} to save a checkpoint and end"
-    return Verdict(TRAITS[seen.stage].phase, Reason.SUSPENDING, message, is_progressing=False)
+    return Assessment(TRAITS[seen.stage].phase, Reason.SUSPENDING, message, is_progressing=False)
 
 
-def _conflict(seen: Situation) -> Verdict | None:
+def _conflict(seen: Situation) -> Assessment | None:
     if not seen.observed.conflicts:
         return None
     return _waiting(Reason.NAME_CONFLICT, f"{', '.join(seen.observed.conflicts)} exists and is not this job's")
 
 
-def _named_jobs(seen: Situation) -> Verdict | None:
+def _named_jobs(seen: Situation) -> Assessment | None:
     """Until the run is frozen: what the jobs that the spec names have to say. What one has published is pinned."""
     observed = seen.observed
     if pinned_run(observed) is not None:
         return None
     pinned = {one.name for one in observed.status.dependencies}
     names = [name for name in seen.spec.named_jobs if name not in pinned]
-    hopeless = (verdict for name in names if (verdict := _hopeless(observed, name)) is not None)
+    hopeless = (assessment for name in names if (assessment := _hopeless(observed, name)) is not None)
     waiting = (name for name in names if name not in observed.named_jobs or not observed.named_jobs[name].is_complete)
-    if (verdict := next(hopeless, None)) is not None:
-        return verdict
+    if (assessment := next(hopeless, None)) is not None:
+        return assessment
     if (name := next(waiting, None)) is not None:
         absent = "" if name in observed.named_jobs else ", which does not exist yet"
         return _waiting(Reason.WAITING_FOR_JOB, f"waiting for the FineTuneJob {name}{absent}")
     return None
 
 
-def _hopeless(observed: Observed, name: str) -> Verdict | None:
+def _hopeless(observed: Observed, name: str) -> Assessment | None:
     """Why what job `name` publishes will never be there, or be of no use."""
     if observed.metadata.name in _reached_from(observed, name):
         way = "names this job" if name == observed.metadata.name else f"the FineTuneJob {name} waits for this job"
@@ -184,10 +186,10 @@ def _reached_from(observed: Observed, name: str) -> set[str]:
     return reached
 
 
-def _run_changed(seen: Situation) -> Verdict | None:
+def _run_changed(seen: Situation) -> Assessment | None:
     """The run file is not the one that was frozen, or is lost: whatever it says now, nobody here has written it."""
     observed = seen.observed
-    name = objects.run_name(observed.metadata)
+    name = manifests.run_name(observed.metadata)
     pin = pinned_run(observed)
     if pin is None:
         if observed.run is None or observed.run.digest == seen.to_freeze[1].digest:
@@ -205,20 +207,20 @@ def _run_changed(seen: Situation) -> Verdict | None:
     return replace(_waiting(Reason.RUN_CHANGED, problem), phase=phase)
 
 
-def _workspace_lost(seen: Situation) -> Verdict | None:
+def _workspace_lost(seen: Situation) -> Assessment | None:
     if seen.observed.has_workspace or not seen.reached.is_prepared:
         return None
-    lost = f"the claim {objects.workspace_name(seen.observed.metadata)}, with the prepared data and the checkpoints,"
+    lost = f"the claim {manifests.workspace_name(seen.observed.metadata)}, with the prepared data and the checkpoints,"
     if seen.observed.stored is not None:
         return _failed(Reason.WORKSPACE_LOST, f"{lost} went with the failure: there is nothing to go on from")
     return _waiting(Reason.WORKSPACE_LOST, f"{lost} is gone")
 
 
-def _refused(seen: Situation) -> Verdict | None:
+def _refused(seen: Situation) -> Assessment | None:
     return _waiting(*seen.observed.refusal) if seen.observed.refusal else None
 
 
-def _held_open(seen: Situation) -> Verdict | None:
+def _held_open(seen: Situation) -> Assessment | None:
     """The trainer has ended, and another container keeps its pod, and what that holds, alive."""
     for pod in seen.observed.living:
         if pod.termination is not None and pod.others and not pod.is_deleting:
@@ -230,20 +232,20 @@ def _held_open(seen: Situation) -> Verdict | None:
             message += after if pod.job else f"no Job owns it any more: `kubectl delete pod {pod.name}`"
             phase, reason = TRAITS.get(pod.stage, TRAITS[seen.stage]).phase, Reason.CONTAINER_LEFT_RUNNING
             message = with_next_step(reason, message) if pod.job else message
-            return Verdict(phase, reason, message, is_progressing=False)
+            return Assessment(phase, reason, message, is_progressing=False)
     return None
 
 
-def _lost_node(seen: Situation) -> Verdict | None:
+def _lost_node(seen: Situation) -> Assessment | None:
     """A pod that must be gone before anything else may use its workspace, on a node that does not answer."""
     stuck = (found for pod in seen.observed.living if (found := stuck_in_deletion(pod, seen.now)) is not None)
     if (found := next(stuck, None)) is None:
         return None
     message = with_next_step(found.reason, found.message)
-    return Verdict(TRAITS[seen.stage].phase, found.reason, message, is_progressing=False)
+    return Assessment(TRAITS[seen.stage].phase, found.reason, message, is_progressing=False)
 
 
-def _starting(seen: Situation) -> Verdict | None:
+def _starting(seen: Situation) -> Assessment | None:
     """The stage's Kubernetes Job is to be made, or has no pod yet, or no other one."""
     job, newest = seen.job, seen.newest
     if job is None or job.is_deleting or job.is_gone:
@@ -252,7 +254,7 @@ def _starting(seen: Situation) -> Verdict | None:
     if job.is_suspended:
         queue = queue_of(seen)
         message = f"waiting to be admitted by queue {queue}" if queue else f"the Kubernetes Job {job.name} is suspended"
-        return Verdict(Phase.QUEUED, Reason.QUEUED, message, is_progressing=False)
+        return Assessment(Phase.QUEUED, Reason.QUEUED, message, is_progressing=False)
     if newest is None or newest.is_over:
         hindrance = unmade(job, newest.ended_at if newest else "")
         if hindrance is not None:
@@ -260,7 +262,7 @@ def _starting(seen: Situation) -> Verdict | None:
     return None if newest else _going_on(seen.stage)
 
 
-def _pod(seen: Situation) -> Verdict:
+def _pod(seen: Situation) -> Assessment:
     """The stage's Kubernetes Job is at work: its newest pod tells how."""
     stage, pod, health = seen.stage, seen.newest, seen.observed.health
     assert pod is not None
@@ -268,15 +270,15 @@ def _pod(seen: Situation) -> Verdict:
         return _between_tries(stage, end)
     if pod.disruption:
         message = with_next_step(Reason.PREEMPTED, pod.disruption)
-        return Verdict(TRAITS[stage].phase, Reason.PREEMPTED, message, is_progressing=False)
+        return Assessment(TRAITS[stage].phase, Reason.PREEMPTED, message, is_progressing=False)
     if (hindrance := obstacle(pod, seen.now)) is not None:
         return _waiting(hindrance.reason, hindrance.message)
     if not pod.is_running:
         return _going_on(stage)
     if health is not None:
         message = with_next_step(health.reason, health.message)
-        return Verdict(TRAITS[stage].phase, health.reason, message, is_progressing=False)
-    return Verdict(TRAITS[stage].phase, TRAITS[stage].running)
+        return Assessment(TRAITS[stage].phase, health.reason, message, is_progressing=False)
+    return Assessment(TRAITS[stage].phase, TRAITS[stage].running)
 
 
 RULES: tuple[Rule, ...] = (
@@ -302,23 +304,23 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def _between_tries(stage: StageName, end: Ending) -> Verdict:
+def _between_tries(stage: StageName, end: Ending) -> Assessment:
     """The last pod ended, and what follows is on its way."""
     if end.reason is Reason.SUCCEEDED:
-        return Verdict(TRAITS[stage].phase, TRAITS[stage].running)
+        return Assessment(TRAITS[stage].phase, TRAITS[stage].running)
     reason = Reason.RETRYING if end.reason is Reason.INTERNAL_ERROR else end.reason
-    return Verdict(TRAITS[stage].phase, reason, with_next_step(reason, end.message), is_progressing=False)
+    return Assessment(TRAITS[stage].phase, reason, with_next_step(reason, end.message), is_progressing=False)
 
 
-def _going_on(stage: StageName, message: str = "") -> Verdict:
+def _going_on(stage: StageName, message: str = "") -> Assessment:
     """On the way to a running pod. Only `train` tells starting from running: its start may take long."""
     traits = TRAITS[stage]
-    return Verdict(traits.phase, Reason.STARTING if traits.is_training else traits.running, message)
+    return Assessment(traits.phase, Reason.STARTING if traits.is_training else traits.running, message)
 
 
-def _waiting(reason: Reason, message: str) -> Verdict:
-    return Verdict(Phase.WAITING, reason, with_next_step(reason, message), is_progressing=False)
+def _waiting(reason: Reason, message: str) -> Assessment:
+    return Assessment(Phase.WAITING, reason, with_next_step(reason, message), is_progressing=False)
 
 
-def _failed(reason: Reason, message: str) -> Verdict:
-    return Verdict(Phase.FAILED, reason, with_next_step(reason, message), is_progressing=False)
+def _failed(reason: Reason, message: str) -> Assessment:
+    return Assessment(Phase.FAILED, reason, with_next_step(reason, message), is_progressing=False)

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from finetune_api.events import ProgressReport
-from finetune_cli import figures
-from finetune_cli.terminal import can_redraw
+from finetune_cli.views import formatting
+from finetune_cli.views.terminal import can_redraw
 
 BEFORE = ("starting", "loading", "evaluating", "generating")
 """What comes before the first step and says nothing about the pace of steps."""
@@ -46,13 +46,13 @@ def description(report: ProgressReport, seconds_left: float | None) -> str:
     elif report.step:
         parts.append(f"{report.step:,}")
     if report.loss is not None:
-        parts.append(f"loss {figures.loss(report.loss)}")
+        parts.append(f"loss {formatting.loss(report.loss)}")
     if report.eval_loss is not None:
-        parts.append(f"eval {figures.loss(report.eval_loss)}")
+        parts.append(f"eval {formatting.loss(report.eval_loss)}")
     if report.tokens_per_second:
-        parts.append(f"{figures.count(report.tokens_per_second)} tokens/s")
+        parts.append(f"{formatting.count(report.tokens_per_second)} tokens/s")
     if seconds_left is not None:
-        parts.append(f"{figures.duration(seconds_left)} left")
+        parts.append(f"{formatting.duration(seconds_left)} left")
     return " · ".join(parts)
 
 

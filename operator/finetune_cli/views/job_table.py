@@ -8,10 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_api.text import printable
-from finetune_cli import figures
-from finetune_cli.report import age_seconds, phase, progress_line, trouble
 from finetune_cli.stored import StoredJob
-from finetune_cli.terminal import plain
+from finetune_cli.views import formatting
+from finetune_cli.views.description import age_seconds, phase, progress_line, trouble
+from finetune_cli.views.terminal import plain
 
 BAR_WIDTH = 20
 
@@ -27,11 +27,11 @@ def table(jobs: list[StoredJob], now: datetime, all_namespaces: bool = False) ->
             plain(job.metadata.name, "bold"),
             phase(job.status.phase, trouble(job.status)),
             Text("") if percent is None else ProgressBar(total=100, completed=percent, width=BAR_WIDTH),
-            figures.MISSING if percent is None else f"{percent} %",
-            figures.loss(progress.loss if progress else None),
-            figures.count(progress.tokens_per_second if progress else None),
-            figures.duration(progress.eta_seconds if progress else None),
-            figures.duration(age_seconds(job.metadata.creation_timestamp, now)),
+            formatting.MISSING if percent is None else f"{percent} %",
+            formatting.loss(progress.loss if progress else None),
+            formatting.count(progress.tokens_per_second if progress else None),
+            formatting.duration(progress.eta_seconds if progress else None),
+            formatting.duration(age_seconds(job.metadata.creation_timestamp, now)),
         ]
         found.add_row(*([plain(job.metadata.namespace)] if all_namespaces else []), *cells)
     return found

@@ -23,15 +23,16 @@ from finetune_api.job import FineTuneJob
 from finetune_api.reasons import Reason
 from finetune_api.run import Downloads, Run
 from finetune_api.stages import PUBLISH, TRAIN, StageName
-from finetune_cli import document, figures, summary
-from finetune_cli.document import Document, UnreadableError
-from finetune_cli.live import display
-from finetune_cli.mounts import MountError, mounts
-from finetune_cli.stage import StageProcess, is_installed
-from finetune_cli.terminal import err, out, plain
-from finetune_cli.validation import check, is_job, job
-from finetune_cli.verdict import report as report_problems
-from finetune_cli.workspace import FOLDER, Workspace, WorkspaceError
+from finetune_cli.commands.validate import report as report_problems
+from finetune_cli.local.mounts import MountError, mounts
+from finetune_cli.local.stage_process import StageProcess, is_installed
+from finetune_cli.local.workspace import FOLDER, Workspace, WorkspaceError
+from finetune_cli.manifest import document
+from finetune_cli.manifest.document import Document, UnreadableError
+from finetune_cli.manifest.validation import check, is_job, job
+from finetune_cli.views import formatting, summary
+from finetune_cli.views.progress_display import display
+from finetune_cli.views.terminal import err, out, plain
 
 STAGES: tuple[StageName, ...] = get_args(StageName)
 INTERRUPTED = 128 + signal.SIGINT
@@ -138,7 +139,7 @@ def _run(parsed: FineTuneJob, mounted: dict[str, str], options: Options) -> int:
     try:
         if options.fresh:
             workspace.clear()
-        run = workspace.settle(_for_this_machine(parsed), mounted, options.downloads)
+        run = workspace.freeze_run(_for_this_machine(parsed), mounted, options.downloads)
         with _signals_interrupt():
             return _stages(run, workspace, lock)
     finally:
@@ -185,7 +186,7 @@ def _stage(stage: StageName, workspace: Workspace, lock: int) -> int:
     report = workspace.report(stage)
     if code or report is None or report.reason is not None:
         return _failed(stage, code, report, workspace)
-    out.print(f"[green]✓[/green] {stage:8} [dim]{figures.duration(time.monotonic() - begun)}[/dim]")
+    out.print(f"[green]✓[/green] {stage:8} [dim]{formatting.duration(time.monotonic() - begun)}[/dim]")
     for line in _outcome(report):
         out.print(plain(f"           {line}", "dim"))
     return 0
@@ -200,7 +201,7 @@ def _outcome(report: StageReport) -> Iterator[str]:
     if report.plan is not None:
         yield summary.plan_line(report.plan)
     if report.progress is not None and report.progress.loss is not None:
-        yield f"{report.progress.step:,} steps, last training loss {figures.loss(report.progress.loss)}"
+        yield f"{report.progress.step:,} steps, last training loss {formatting.loss(report.progress.loss)}"
 
 
 def _interrupted(process: StageProcess, workspace: Workspace) -> int:
@@ -245,7 +246,7 @@ def _tail(log: Path) -> list[str]:
 def _conclude(run: Run, workspace: Workspace, seconds: float) -> None:
     """What came out, and what to do with it."""
     trained, published = workspace.report(TRAIN), workspace.report(PUBLISH)
-    out.print(f"\n[bold green]Succeeded[/bold green] [dim]after {figures.duration(seconds)}[/dim]")
+    out.print(f"\n[bold green]Succeeded[/bold green] [dim]after {formatting.duration(seconds)}[/dim]")
     evaluation = trained.evaluation if trained else None
     if evaluation is not None:
         out.print(summary.indented(summary.results(evaluation)))

@@ -15,11 +15,11 @@ from finetune_api import labels
 from finetune_api.crd import job_schema
 from finetune_api.methods import Method
 from finetune_api.spec import Objective
-from finetune_cli.document import STANDARD_INPUT, parse
-from finetune_cli.structure import Schema
-from finetune_cli.terminal import err, out
-from finetune_cli.validation import check
-from finetune_cli.verdict import report
+from finetune_cli.commands.validate import report
+from finetune_cli.manifest.document import STANDARD_INPUT, parse
+from finetune_cli.manifest.structural_schema import Schema
+from finetune_cli.manifest.validation import check
+from finetune_cli.views.terminal import err, out
 
 OBJECTIVES = [str(field.alias) for field in Objective.model_fields.values()]
 METHODS = [str(field.alias) for field in Method.model_fields.values()]

@@ -26,13 +26,13 @@ from finetune_api.methods import Method
 from finetune_api.quantities import gibibytes
 from finetune_api.schema import QUANTITY_PATTERN
 from finetune_api.spec import FineTuneJobSpec
-from finetune_cli import figures
-from finetune_cli.document import UnreadableError
-from finetune_cli.local import only_job
-from finetune_cli.stage import MODULE, is_installed
-from finetune_cli.terminal import err, out
-from finetune_cli.validation import check, job
-from finetune_cli.verdict import report
+from finetune_cli.commands.run import only_job
+from finetune_cli.commands.validate import report
+from finetune_cli.local.stage_process import MODULE, is_installed
+from finetune_cli.manifest.document import UnreadableError
+from finetune_cli.manifest.validation import check, job
+from finetune_cli.views import formatting
+from finetune_cli.views.terminal import err, out
 
 PROCESSES = 4
 """At most: each takes a gigabyte."""
@@ -145,15 +145,15 @@ def notes(spec: FineTuneJobSpec, rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    moving, total = row["trainableParameters"], row["totalParameters"]
+    trainable, total = row["trainableParameters"], row["totalParameters"]
     parts = [_gibibytes(sum(row["memory"][part] for part in names)) for names in PARTS.values()]
     limit = row["limitBytes"]
-    fits = figures.MISSING if limit is None else "yes" if row["totalBytes"] <= limit else "no"
+    fits = formatting.MISSING if limit is None else "yes" if row["totalBytes"] <= limit else "no"
     peak = gibibytes(row["totalBytes"])
     return [
         row["method"],
-        figures.count(moving),
-        _share(moving / total),
+        formatting.count(trainable),
+        _share(trainable / total),
         *parts,
         peak,
         str(row["microBatchSize"]),

@@ -15,10 +15,10 @@ from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
 from finetune_api.spec import Resources
 from finetune_api.stages import PREPARE, TRAIN
 from finetune_api.status import Attempt, Condition, FineTuneJobStatus, Progress
-from finetune_cli import figures, summary
 from finetune_cli.stored import StoredJob
-from finetune_cli.terminal import plain, plain_lines
-from finetune_operator.objects import workspace_name
+from finetune_cli.views import formatting, summary
+from finetune_cli.views.terminal import plain, plain_lines
+from finetune_operator.manifests import workspace_name
 
 COLOURS = {Phase.SUCCEEDED: "green", Phase.FAILED: "red", Phase.SUSPENDED: "yellow", Phase.WAITING: "yellow"}
 
@@ -100,11 +100,11 @@ def _facts(job: StoredJob, now: datetime) -> Table:
         ("progress", progress_line(status.progress) if status.progress else ""),
         ("usage", _usage(status)),
         ("workspace", _workspace(job)),
-        ("age", figures.duration(age_seconds(job.metadata.creation_timestamp, now))),
+        ("age", formatting.duration(age_seconds(job.metadata.creation_timestamp, now))),
     ]
     if artifact is not None:
-        rows.append(("artifact", f"{artifact.uri} ({artifact.kind}, {figures.size(artifact.size_bytes)})"))
-        rows.append(("digest", artifact.digest or figures.MISSING))
+        rows.append(("artifact", f"{artifact.uri} ({artifact.kind}, {formatting.size(artifact.size_bytes)})"))
+        rows.append(("digest", artifact.digest or formatting.MISSING))
     elif job.spec is not None:
         rows.append(("output", job.spec.output.uri))
     table = Table.grid(padding=(0, 2))
@@ -186,12 +186,12 @@ def progress_line(progress: Progress) -> str:
         total = f"/{progress.total_steps:,}" if progress.total_steps else ""
         percent = f" ({progress.percent} %)" if progress.percent is not None else ""
         parts.append(f"{progress.step:,}{total}{percent}")
-    parts += [f"loss {figures.loss(progress.loss)}"] if progress.loss is not None else []
-    parts += [f"eval {figures.loss(progress.eval_loss)}"] if progress.eval_loss is not None else []
+    parts += [f"loss {formatting.loss(progress.loss)}"] if progress.loss is not None else []
+    parts += [f"eval {formatting.loss(progress.eval_loss)}"] if progress.eval_loss is not None else []
     if progress.tokens_per_second:
-        parts.append(f"{figures.count(progress.tokens_per_second)} tokens/s")
+        parts.append(f"{formatting.count(progress.tokens_per_second)} tokens/s")
     if progress.eta_seconds is not None:
-        parts.append(f"{figures.duration(progress.eta_seconds)} left")
+        parts.append(f"{formatting.duration(progress.eta_seconds)} left")
     return ", ".join(part for part in parts if part)
 
 
@@ -199,10 +199,10 @@ def _usage(status: FineTuneJobStatus) -> str:
     usage, recovery = status.usage, status.recovery
     if usage is None:
         return ""
-    wasted = f", {figures.duration(usage.wasted_gpu_seconds)} of it wasted" if usage.wasted_gpu_seconds else ""
+    wasted = f", {formatting.duration(usage.wasted_gpu_seconds)} of it wasted" if usage.wasted_gpu_seconds else ""
     restarts = f", {recovery.restarts} restarts" if recovery is not None and recovery.restarts else ""
-    gpu = f", {figures.duration(usage.gpu_seconds)} of GPU{wasted}" if usage.gpu_seconds else ""
-    return f"{figures.duration(usage.active_seconds)} training{gpu}{restarts}"
+    gpu = f", {formatting.duration(usage.gpu_seconds)} of GPU{wasted}" if usage.gpu_seconds else ""
+    return f"{formatting.duration(usage.active_seconds)} training{gpu}{restarts}"
 
 
 def attempts(found: Sequence[tuple[str, Attempt]]) -> Table:
@@ -212,7 +212,7 @@ def attempts(found: Sequence[tuple[str, Attempt]]) -> Table:
         steps = f"{attempt.from_step or 0:,} → {'…' if attempt.to_step is None else f'{attempt.to_step:,}'}"
         ended = attempt.reason or ("running" if attempt.finished_at is None else "ended")
         told = steps if stage == TRAIN else ""
-        table.add_row(f"{stage} {attempt.number}", plain(attempt.pod or figures.MISSING), told, plain(ended))
+        table.add_row(f"{stage} {attempt.number}", plain(attempt.pod or formatting.MISSING), told, plain(ended))
     return table
 
 
@@ -221,7 +221,7 @@ def conditions(found: list[Condition], now: datetime) -> Table:
     table = Table("condition", "status", "reason", "since", "message", box=None, pad_edge=False, header_style="bold")
     table.columns[4].overflow = "fold"
     for condition in sorted(found, key=lambda each: each.last_transition_time, reverse=True):
-        since = figures.duration(age_seconds(condition.last_transition_time, now))
+        since = formatting.duration(age_seconds(condition.last_transition_time, now))
         kind, state, reason = map(plain, (condition.type, condition.status, condition.reason))
         table.add_row(kind, state, reason, since, plain_lines(condition.message))
     return table

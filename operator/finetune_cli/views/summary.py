@@ -11,14 +11,14 @@ from rich.text import Text
 
 from finetune_api.reasons import NEXT_STEP, Reason
 from finetune_api.status import Artifact, Data, EvaluationResult, Metric, Plan, Sample
-from finetune_cli import figures
-from finetune_cli.terminal import plain, plain_lines
+from finetune_cli.views import formatting
+from finetune_cli.views.terminal import plain, plain_lines
 
 ROWS: Mapping[str, tuple[str, Callable[[float | None], str]]] = {
-    Metric.LOSS: ("loss", figures.loss),
-    Metric.PERPLEXITY: ("perplexity", figures.loss),
-    Metric.ACCURACY: ("accuracy", figures.share),
-    Metric.MACRO_F1: ("macro-F1", figures.share),
+    Metric.LOSS: ("loss", formatting.loss),
+    Metric.PERPLEXITY: ("perplexity", formatting.loss),
+    Metric.ACCURACY: ("accuracy", formatting.share),
+    Metric.MACRO_F1: ("macro-F1", formatting.share),
 }
 """Metric → its name for people and how it is written. Those of another release follow under their own names."""
 ANSWER_LIMIT = 300
@@ -33,7 +33,7 @@ def results(evaluation: EvaluationResult) -> Table:
     table.add_column("after", justify="right")
     base, tuned = evaluation.base or {}, evaluation.tuned or {}
     for metric in dict.fromkeys((*ROWS, *sorted({*base, *tuned}))):
-        name, written = ROWS.get(metric, (metric, figures.loss))
+        name, written = ROWS.get(metric, (metric, formatting.loss))
         if metric in base or metric in tuned:
             table.add_row(plain(name), written(base.get(metric)), written(tuned.get(metric)))
     return table
@@ -55,23 +55,22 @@ def data_line(data: Data) -> str:
     parts = [f"{number:,} {name}" for name, number in splits if number]
     counted = (("cut", data.truncated), ("dropped", data.dropped), ("duplicates", data.duplicates))
     flaws = [f"{number:,} {name}" for name, number in counted if number]
-    tokens = f", {figures.count(data.tokens)} tokens" if data.tokens else ""
+    tokens = f", {formatting.count(data.tokens)} tokens" if data.tokens else ""
     labels = f", {data.labels} labels" if data.labels else ""
     return f"{_listed(parts)} records{tokens}{labels}" + (f"; {', '.join(flaws)}" if flaws else "")
 
 
 def plan_line(plan: Plan) -> str:
-    """`0.9 M of 135.4 M parameters move (0.7 %), 30 steps of 8 × 2 records, learning rate 0.0002`.
+    """`0.9 M of 135.4 M parameters are trainable (0.7 %), 30 steps of 8 × 2 records, learning rate 0.0002`.
 
     Without a step: `0.9 M of 135.4 M parameters are the adapter's (0.7 %); nothing is trained`.
     """
     parts = []
     if plan.trainable_parameters and plan.total_parameters:
-        moving, total = plan.trainable_parameters, plan.total_parameters
-        what = "are the adapter's" if plan.total_steps == 0 else "move"
-        parts.append(
-            f"{figures.count(moving)} of {figures.count(total)} parameters {what} ({figures.share(moving / total)})"
-        )
+        trainable, total = plan.trainable_parameters, plan.total_parameters
+        what = "the adapter's" if plan.total_steps == 0 else "trainable"
+        counts = f"{formatting.count(trainable)} of {formatting.count(total)} parameters"
+        parts.append(f"{counts} are {what} ({formatting.share(trainable / total)})")
     if plan.total_steps == 0:
         return "; ".join([*parts, "nothing is trained"])
     if plan.total_steps:
@@ -89,8 +88,8 @@ def artifact_lines(artifact: Artifact) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("artifact", plain(f"{artifact.uri} ({artifact.kind}, {figures.size(artifact.size_bytes)})"))
-    table.add_row("digest", plain(artifact.digest or figures.MISSING))
+    table.add_row("artifact", plain(f"{artifact.uri} ({artifact.kind}, {formatting.size(artifact.size_bytes)})"))
+    table.add_row("digest", plain(artifact.digest or formatting.MISSING))
     return table
 
 

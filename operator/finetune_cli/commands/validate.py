@@ -3,13 +3,13 @@
 from rich.markup import escape
 from rich.text import Text
 
-from finetune_cli import document
-from finetune_cli.document import Document, UnreadableError
-from finetune_cli.terminal import err, out, plain
-from finetune_cli.validation import Problem, check, describe, is_foreign, is_job
+from finetune_cli.manifest import document
+from finetune_cli.manifest.document import Document, UnreadableError
+from finetune_cli.manifest.validation import Problem, check, describe, is_foreign, is_job
+from finetune_cli.views.terminal import err, out, plain
 
 
-def verdict(files: list[str], cluster: bool, quiet: bool) -> int:
+def validate(files: list[str], cluster: bool, quiet: bool) -> int:
     """Check every FineTuneJob in `files`; returns the exit code: 0 all accepted, 1 something refused or unreadable."""
     return max(_file(file, cluster, quiet) for file in files)
 

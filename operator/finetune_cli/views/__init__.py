@@ -1,0 +1,1 @@
+"""What is shown to people. Nothing here reads a cluster or a file."""
