@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune_api.methods import Method
 from finetune_api.run import Run
+from finetune_api.spec.methods import Method
 from finetune_api.status import Memory
 
 ASSETS = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "finetune-operator/assets/out"

@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from finetune_api.methods import Method
+from finetune_api.spec.methods import Method
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.method import TuningMethod
 

@@ -27,9 +27,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_api.methods import Method
 from finetune_api.run import Run
 from finetune_api.schema import members_that
+from finetune_api.spec.methods import Method
 
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURE, FIGURES = ROOT / "docs/methods.md", ROOT / "docs/methods.svg", ROOT / "docs/methods.json"

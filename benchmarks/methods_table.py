@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from finetune_api.crd import field_docstrings
-from finetune_api.methods import Method, MethodOptions
+from finetune_api.spec.methods import Method, MethodOptions
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

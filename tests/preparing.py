@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from finetune_api.events import StageReport
 from finetune_api.run import Run
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
 from finetune_trainer.data.prepared import Prepared, read_prepared
 from finetune_trainer.planning.client import Parameters
 from finetune_trainer.runtime.failures import Failure

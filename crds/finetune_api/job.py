@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from finetune_api.schema import ApiModel
-from finetune_api.spec import ROOT_RULES, FineTuneJobSpec, Metadata
+from finetune_api.spec.job_spec import ROOT_RULES, FineTuneJobSpec, Metadata
 from finetune_api.status import FineTuneJobStatus
 
 

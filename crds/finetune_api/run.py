@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from finetune_api import labels, uris
 from finetune_api.schema import ApiModel
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
 
 MAX_BYTES = 100 << 30
 TIMEOUT_SECONDS = 6 * 3600

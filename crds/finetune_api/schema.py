@@ -152,6 +152,12 @@ def model_of(annotation: Any) -> type[ApiModel] | None:
     return found[0] if found else None
 
 
+def only_member(union: ApiModel) -> str:
+    """The name of the member of a union that is set."""
+    (name,) = [name for name in type(union).model_fields if getattr(union, name) is not None]
+    return name
+
+
 def members_that(union: type[ApiModel], trait: str) -> list[str]:
     """Wire names of those members of a union whose type has the class attribute `trait` set."""
     members = {str(field.alias): model_of(field.annotation) for field in union.model_fields.values()}

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from finetune_api.pods import PodTemplate
+from finetune_api.spec.pod_template import PodTemplate
 
 OWN = '    "pods.'
 OPENING = '  "definitions": {'

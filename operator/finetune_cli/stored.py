@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.reasons import Phase
-from finetune_api.spec import FineTuneJobSpec, Metadata, read_spec
+from finetune_api.spec.job_spec import FineTuneJobSpec, Metadata, read_spec
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.status import brought_back
 

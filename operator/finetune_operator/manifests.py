@@ -12,7 +12,7 @@ from typing import Any
 from finetune_api import labels
 from finetune_api.exits import PERMANENT, ExitCode
 from finetune_api.run import Run
-from finetune_api.spec import FineTuneJobSpec, Metadata
+from finetune_api.spec.job_spec import FineTuneJobSpec, Metadata
 from finetune_api.stages import StageName
 from finetune_api.status import Dependency, PinnedRun, StageStatus
 from finetune_api.text import printable_lines

@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune_api import labels
 from finetune_api.schema import unknown_fields
-from finetune_api.spec import EDITABLE, STEERING, FineTuneJobSpec, Metadata, read_spec
+from finetune_api.spec.job_spec import EDITABLE, STEERING, FineTuneJobSpec, Metadata, read_spec
 from finetune_api.stages import STAGES
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import observed_state

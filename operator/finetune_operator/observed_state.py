@@ -17,7 +17,7 @@ from finetune_api import labels
 from finetune_api.events import ProgressReport
 from finetune_api.reasons import ConditionType, Reason
 from finetune_api.run import Run
-from finetune_api.spec import FineTuneJobSpec, Metadata
+from finetune_api.spec.job_spec import FineTuneJobSpec, Metadata
 from finetune_api.stages import StageName
 from finetune_api.status import Artifact, FineTuneJobStatus
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from finetune_api import status as api
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
 from finetune_api.stages import STAGES
 from finetune_operator import manifests
 from finetune_operator.assessment import assess

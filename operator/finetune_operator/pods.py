@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from finetune_api import labels, uris
-from finetune_api.pods import OWN_VOLUME_PREFIX, is_own_label
 from finetune_api.quantities import bytes_of
-from finetune_api.references import references
-from finetune_api.spec import FineTuneJobSpec, Metadata
+from finetune_api.spec.job_spec import FineTuneJobSpec, Metadata
+from finetune_api.spec.pod_template import OWN_VOLUME_PREFIX, is_own_label
+from finetune_api.spec.references import references
 from finetune_api.stages import PREPARE, STAGES, StageName
 from finetune_operator.settings import Settings
 from finetune_operator.stages import TRAITS

@@ -15,9 +15,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api import labels
-from finetune_api.pods import PodTemplate, is_own_label
 from finetune_api.run import MAX_BYTES, TIMEOUT_SECONDS, Downloads
 from finetune_api.schema import broken_rules
+from finetune_api.spec.pod_template import PodTemplate, is_own_label
 
 SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 ENVIRONMENT_PREFIX = "FINETUNE_"

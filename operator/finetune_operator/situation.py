@@ -11,7 +11,7 @@ from typing import Any
 from finetune_api import labels
 from finetune_api import status as api
 from finetune_api.reasons import ConditionType
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
 from finetune_api.stages import StageName
 from finetune_operator import manifests
 from finetune_operator.attempts import History, last_known

@@ -1,4 +1,4 @@
-"""What the stages of a run are to the operator, in one table. What each mounts follows from finetune_api.references."""
+"""What the stages of a run are to the operator, in one table. What each mounts says finetune_api.spec.references."""
 
 from dataclasses import dataclass
 

@@ -14,7 +14,7 @@ from finetune_api import status as api
 from finetune_api import uris
 from finetune_api.events import ProgressReport, StageReport
 from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
-from finetune_api.spec import FineTuneJobSpec, Metadata
+from finetune_api.spec.job_spec import FineTuneJobSpec, Metadata
 from finetune_api.stages import PREPARE, PUBLISH, STAGES, TRAIN, StageName
 from finetune_api.text import printable_lines
 from finetune_operator.attempts import History, started_at

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
-from finetune_api.pods import PodTemplate, StageTemplate
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
+from finetune_api.spec.pod_template import PodTemplate, StageTemplate
 from finetune_api.stages import StageName
 
 Object = dict[str, Any]

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from finetune_api import labels
-from finetune_api.spec import jobs_named
+from finetune_api.spec.job_spec import jobs_named
 from finetune_operator import observed_state
 from finetune_operator.cluster import Change, Cluster
 from finetune_operator.departed import Departed

@@ -17,7 +17,7 @@ import pytest
 from cluster.control_plane import ControlPlane
 from contract.test_edits import FIELDS, SPEC, changed, edited
 from finetune_api.reasons import NEXT_STEP, Reason
-from finetune_api.spec import EDITABLE, STEERING, FineTuneJobSpec
+from finetune_api.spec.job_spec import EDITABLE, STEERING, FineTuneJobSpec
 from finetune_operator.status import NOT_BY_TRIES
 from integration.kubelet import JOBS, Api
 

@@ -16,8 +16,8 @@ from pydantic.alias_generators import to_snake
 
 from contract.chart import CHART, JOB_VERBS, LEASE_VERBS, ROOT, VALUE_SETS, granted, helm, manifests, only, template
 from finetune_api import labels
-from finetune_api.pods import IDS, ValueSource, Volume
 from finetune_api.run import Downloads
+from finetune_api.spec.pod_template import IDS, ValueSource, Volume
 from finetune_api.stages import STAGES, StageName
 from finetune_operator import metrics, pods, settings
 from unit.observed import METADATA, spec

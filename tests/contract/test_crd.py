@@ -12,8 +12,8 @@ from cluster.control_plane import ControlPlane
 from cluster.paths import ClusterError
 from finetune_api.crd import job_schema
 from finetune_api.job import FineTuneJob
-from finetune_api.pods import IDS
-from finetune_api.spec import FROZEN, FineTuneJobSpec
+from finetune_api.spec.job_spec import FROZEN, FineTuneJobSpec
+from finetune_api.spec.pod_template import IDS
 from finetune_api.status import PinnedRun, StageStatus
 from finetune_operator.manifests import stage_job
 from integration.kubelet import JOBS, Api

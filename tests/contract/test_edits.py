@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from cluster.control_plane import ControlPlane
 from finetune_api.crd import job_schema
 from finetune_api.reasons import Reason
-from finetune_api.spec import FROZEN, STEERING, FineTuneJobSpec
+from finetune_api.spec.job_spec import FROZEN, STEERING, FineTuneJobSpec
 from finetune_api.stages import STAGES
 from finetune_api.status import FineTuneJobStatus, Limits, StageStatus
 from finetune_operator import manifests

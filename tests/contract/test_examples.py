@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from finetune_api.job import FineTuneJob
-from finetune_api.methods import Method
-from finetune_api.spec import Objective
+from finetune_api.spec.methods import Method
+from finetune_api.spec.objectives import Objective
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 JOBS = sorted(path for path in EXAMPLES.rglob("*.yaml") if "kind: FineTuneJob" in path.read_text())

@@ -17,7 +17,7 @@ from e2e.courier import Courier, courier
 from e2e.installation import ROOT, Images
 from e2e.jobs import Jobs, condition
 from e2e.kubectl import Kubectl
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
 from finetune_trainer.data.prepared import open_split, read_prepared
 from finetune_trainer.models.device import arithmetic
 from finetune_trainer.runtime.workspace import Workspace

@@ -15,7 +15,7 @@ import pytest
 
 import tiny
 from finetune_api.run import Run
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
 from finetune_api.stages import STAGES
 from finetune_operator import pods
 

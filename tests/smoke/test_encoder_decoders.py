@@ -23,7 +23,7 @@ import preparing
 import tiny
 import training
 from finetune_api.reasons import Reason
-from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.spec.job_spec import FineTuneJobSpec, Method
 from finetune_trainer.artifacts import result as results
 from finetune_trainer.evaluation.generation import answers
 from finetune_trainer.methods import METHODS

@@ -10,8 +10,8 @@ import torch
 from peft.tuners.lora import Linear
 
 import tiny
-from finetune_api.methods import Lora
 from finetune_api.reasons import Reason
+from finetune_api.spec.methods import Lora
 from finetune_trainer.artifacts import result as results
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.fused_lora import hasten

@@ -13,7 +13,7 @@ import pytest
 
 import tiny
 from finetune_api.quantities import bytes_of, gibibytes
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.qlora import four_bit_bytes
 from finetune_trainer.planning.memory import CPU_HOLES, PlannedModel

@@ -20,8 +20,8 @@ from torch.nn import functional
 from transformers import AutoConfig, BertConfig, LlamaConfig, PreTrainedModel, T5Config
 
 import tiny
-from finetune_api.methods import Adapter, Method, QaLora, UniPelt
 from finetune_api.reasons import Reason
+from finetune_api.spec.methods import Adapter, Method, QaLora, UniPelt
 from finetune_trainer.adapters import load_adapter
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.native_method import WEIGHTS

@@ -15,8 +15,8 @@ from transformers import (
 )
 
 import tiny
-from finetune_api.methods import Method
 from finetune_api.reasons import Reason
+from finetune_api.spec.methods import Method
 from finetune_trainer.artifacts import result as results
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import loading

@@ -11,7 +11,7 @@ import torch
 
 import preparing
 import tiny
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
 from finetune_trainer.planning.client import Parameters
 from finetune_trainer.runtime.failures import Failure
 

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 import preparing
 import tiny
 from finetune_api.reasons import Reason
-from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.spec.job_spec import FineTuneJobSpec, Method
 from finetune_trainer.evaluation.held_out import Baseline
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import loading

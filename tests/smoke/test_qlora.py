@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel, MixtralCon
 
 import tiny
 import training
-from finetune_api.methods import Lora
-from finetune_api.methods import QLora as Options
 from finetune_api.reasons import Reason
+from finetune_api.spec.methods import Lora
+from finetune_api.spec.methods import QLora as Options
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import loading
 from finetune_trainer.models.loading import Head, LoadedModel

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 import tiny
 from finetune_api.exits import ExitCode
 from finetune_api.reasons import Reason
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
 from finetune_trainer.artifacts import result as results
 from finetune_trainer.models import loading
 from finetune_trainer.objectives.linear_cross_entropy import linear_cross_entropy

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune_api import labels
-from finetune_api.spec import FineTuneJobSpec, Metadata
+from finetune_api.spec.job_spec import FineTuneJobSpec, Metadata
 from finetune_api.stages import StageName
 from finetune_api.status import FineTuneJobStatus, PinnedRun
 from finetune_operator.manifests import frozen_run, run_config_map

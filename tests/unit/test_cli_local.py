@@ -7,7 +7,7 @@ import pytest
 
 from finetune_api.job import FineTuneJob
 from finetune_api.reasons import Reason
-from finetune_api.spec import Metadata
+from finetune_api.spec.job_spec import Metadata
 from finetune_cli.commands.run import GPU_FILES, NEXT_HERE, _for_this_machine
 from unit.observed import spec
 

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_api.events import StageReport
 from finetune_api.job import FineTuneJob
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
 from finetune_cli.local.mounts import MountError, folders, mounts, needs
 from finetune_cli.local.workspace import Workspace, WorkspaceError
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.spec import Source
+from finetune_api.spec.dataset import Source
 from finetune_trainer.data.records import Record, shape_of
 from finetune_trainer.runtime.failures import BadRecordError, Failure
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_api.spec import FineTuneJobSpec, Metadata
+from finetune_api.spec.job_spec import FineTuneJobSpec, Metadata
 from finetune_api.stages import STAGES, StageName
 from finetune_api.status import StageStatus
 from finetune_operator import manifests

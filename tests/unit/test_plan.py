@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from finetune_api.labels import stage_job_name
 from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_api.run import Run
-from finetune_api.spec import read_spec
+from finetune_api.spec.job_spec import read_spec
 from finetune_api.stages import STAGES, StageName
 from finetune_api.status import Artifact, Attempt, Condition, Dependency, FineTuneJobStatus, Usage
 from finetune_operator.observed_state import (

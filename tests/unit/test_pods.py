@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from pydantic.alias_generators import to_camel
 
-from finetune_api.pods import IDS, PodMetadata, PodSecurityContext, PodTemplate, StageTemplate
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
+from finetune_api.spec.pod_template import IDS, PodMetadata, PodSecurityContext, PodTemplate, StageTemplate
 from finetune_api.stages import STAGES, TRAIN, StageName
 from finetune_operator import manifests, pods
 from finetune_operator.stages import TRAITS

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from finetune_api.references import references
 from finetune_api.schema import ApiModel, model_of
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
+from finetune_api.spec.references import references
 
 SPEC = {
     "model": {"uri": "pvc://models/base", "auth": {"secretName": "hub"}},

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.methods import Method
-from finetune_api.spec import Objective
+from finetune_api.spec.methods import Method
+from finetune_api.spec.objectives import Objective
 from finetune_trainer.data.record_types import RECORD_TYPES
 
 TRAINER = Path(__file__).parents[2] / "trainer_image" / "finetune_trainer"

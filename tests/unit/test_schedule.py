@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from finetune_api.spec import FineTuneJobSpec, Training
+from finetune_api.spec.job_spec import FineTuneJobSpec
+from finetune_api.spec.training import Training
 from finetune_trainer.planning.batch_size import schedule
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_api import labels
-from finetune_api.spec import jobs_named
+from finetune_api.spec.job_spec import jobs_named
 from finetune_operator.cluster import Change
 from finetune_operator.streams import News
 from finetune_operator.watches import Dependents, NewJobs, Silence, key_of_job, key_of_pod

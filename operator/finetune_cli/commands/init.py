@@ -13,8 +13,8 @@ from rich.markup import escape
 
 from finetune_api import labels
 from finetune_api.crd import job_schema
-from finetune_api.methods import Method
-from finetune_api.spec import Objective
+from finetune_api.spec.methods import Method
+from finetune_api.spec.objectives import Objective
 from finetune_cli.commands.validate import report
 from finetune_cli.manifest.document import STANDARD_INPUT, parse
 from finetune_cli.manifest.structural_schema import Schema

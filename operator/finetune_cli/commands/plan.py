@@ -22,10 +22,10 @@ from rich.table import Table
 from finetune_api import uris
 from finetune_api.exits import ExitCode
 from finetune_api.job import FineTuneJob
-from finetune_api.methods import Method
 from finetune_api.quantities import gibibytes
 from finetune_api.schema import QUANTITY_PATTERN
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
+from finetune_api.spec.methods import Method
 from finetune_cli.commands.run import only_job
 from finetune_cli.commands.validate import report
 from finetune_cli.local.stage_process import MODULE, is_installed

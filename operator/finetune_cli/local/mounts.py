@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.references import references
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
+from finetune_api.spec.references import references
 
 OPTIONS = {"pvc": "--volume", "configmap": "--config-map", "secret": "--secret"}
 """URI scheme → the option of `finetune run` that says where it lies."""

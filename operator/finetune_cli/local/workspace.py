@@ -16,7 +16,7 @@ from finetune_api import labels
 from finetune_api.events import StageReport
 from finetune_api.job import FineTuneJob
 from finetune_api.run import Downloads, Run, read_run, report_file
-from finetune_api.spec import FROZEN, FineTuneJobSpec
+from finetune_api.spec.job_spec import FROZEN, FineTuneJobSpec
 from finetune_api.stages import StageName
 
 FOLDER = ".finetune"

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from finetune_api import labels
 from finetune_api.reasons import NEXT_STEP, ConditionType, Phase, Reason
-from finetune_api.spec import Resources
+from finetune_api.spec.scheduling import Resources
 from finetune_api.stages import PREPARE, TRAIN
 from finetune_api.status import Attempt, Condition, FineTuneJobStatus, Progress
 from finetune_cli.stored import StoredJob

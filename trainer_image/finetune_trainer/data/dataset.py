@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune_api.reasons import Reason
-from finetune_api.spec import SplitName
+from finetune_api.spec.dataset import SplitName
 from finetune_api.status import Data
 from finetune_trainer.data import sources, splits
 from finetune_trainer.data.bad_records import BadRecords

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from finetune_api.run import Run
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
 from finetune_trainer.data.record_types import RECORD_TYPES, RecordType
 from finetune_trainer.pretrained.base_model import BaseModel
 from finetune_trainer.pretrained.initial_adapter import Start

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_api.schema import ApiModel
-from finetune_api.spec import SplitName
+from finetune_api.spec.dataset import SplitName
 from finetune_api.status import Data, Plan
 from finetune_trainer.pretrained.initial_adapter import Start
 from finetune_trainer.runtime.files import write_file

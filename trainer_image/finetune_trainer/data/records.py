@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from finetune_api.reasons import Reason
-from finetune_api.spec import Columns, Source
+from finetune_api.spec.dataset import Columns, Source
 from finetune_trainer.data.formats import kind_of
 from finetune_trainer.data.record_types import PARTS, RECORD_TYPES, Kind
 from finetune_trainer.runtime.failures import BadRecordError, Failure

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from finetune_api import uris
 from finetune_api.reasons import Reason
-from finetune_api.references import Reference, to_data
 from finetune_api.run import Run
-from finetune_api.spec import Dataset, Source, SplitName
+from finetune_api.spec.dataset import Dataset, Source, SplitName
+from finetune_api.spec.references import Reference, to_data
 from finetune_api.text import printable
 from finetune_trainer.data.formats import SUFFIXES, DataFile, Format, format_of
 from finetune_trainer.runtime.failures import Failure

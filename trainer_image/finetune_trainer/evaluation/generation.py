@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, StoppingCriteriaList
 
-from finetune_api.spec import Evaluation
+from finetune_api.spec.evaluation import Evaluation
 from finetune_trainer.models.loading import tokenizer_of
 
 LONGEST_ANSWER = 4000

@@ -14,7 +14,7 @@ import peft
 import torch
 from torch import nn
 
-from finetune_api.methods import AdaLora as Options
+from finetune_api.spec.methods import AdaLora as Options
 from finetune_trainer.methods.method import target_layers
 from finetune_trainer.methods.peft_method import PeftMethod, is_transposed, whole
 from finetune_trainer.models.loading import Head, LoadedModel

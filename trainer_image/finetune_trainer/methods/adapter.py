@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from finetune_api.methods import Adapter as Options
 from finetune_api.reasons import Reason
+from finetune_api.spec.methods import Adapter as Options
 from finetune_trainer.methods.native_method import OwnMethod, replace
 from finetune_trainer.models.architectures import Names, blocks
 from finetune_trainer.models.loading import LoadedModel

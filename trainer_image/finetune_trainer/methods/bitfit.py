@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from finetune_api.methods import BitFit as Options
 from finetune_api.reasons import Reason
+from finetune_api.spec.methods import BitFit as Options
 from finetune_trainer.methods.method import linear_layers
 from finetune_trainer.methods.native_method import OwnMethod
 from finetune_trainer.models.loading import LoadedModel

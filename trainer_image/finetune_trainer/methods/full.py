@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from finetune_api.methods import Full as Options
+from finetune_api.spec.methods import Full as Options
 from finetune_trainer.methods.method import TuningMethod
 from finetune_trainer.models.loading import Head, LoadedModel
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 import peft
 
-from finetune_api.methods import Ia3 as Options
 from finetune_api.reasons import Reason
+from finetune_api.spec.methods import Ia3 as Options
 from finetune_trainer.methods.method import linear_layers, target_layers
 from finetune_trainer.methods.peft_method import PeftMethod, is_transposed
 from finetune_trainer.models.loading import Head, LoadedModel

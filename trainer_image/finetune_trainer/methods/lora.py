@@ -16,8 +16,8 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
-from finetune_api.methods import Lora as Options
 from finetune_api.reasons import Reason
+from finetune_api.spec.methods import Lora as Options
 from finetune_trainer.methods.fused_lora import ADAPTER, hasten
 from finetune_trainer.methods.lora_from_adapter import begin, started_config, stored_start, without_adapter
 from finetune_trainer.methods.method import ALL_LINEAR, linear_layers, target_layers

@@ -16,9 +16,9 @@ from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict
 from torch import nn
 
 from finetune_api import uris
-from finetune_api.methods import START_FROM
-from finetune_api.methods import Lora as Options
 from finetune_api.reasons import Reason
+from finetune_api.spec.methods import START_FROM
+from finetune_api.spec.methods import Lora as Options
 from finetune_trainer.methods.peft_method import is_transposed
 from finetune_trainer.models.loading import Head, LoadedModel
 from finetune_trainer.pretrained.initial_adapter import origins

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from finetune_api.methods import MethodOptions
 from finetune_api.reasons import Reason
+from finetune_api.spec.methods import MethodOptions
 from finetune_trainer.methods.method import TuningMethod
 from finetune_trainer.models.loading import Head, LoadedModel
 from finetune_trainer.runtime.failures import Failure

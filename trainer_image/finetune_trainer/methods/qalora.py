@@ -15,8 +15,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from finetune_api.methods import QaLora as Options
 from finetune_api.reasons import Reason
+from finetune_api.spec.methods import QaLora as Options
 from finetune_trainer.methods.method import chosen_layers
 from finetune_trainer.methods.native_method import OwnMethod, replace
 from finetune_trainer.models.architectures import widths

@@ -14,8 +14,8 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from finetune_api.methods import QLora as Options
 from finetune_api.reasons import Reason
+from finetune_api.spec.methods import QLora as Options
 from finetune_trainer.methods.method import linear_layers, target_layers
 from finetune_trainer.methods.peft_method import PeftMethod, whole
 from finetune_trainer.models import loading

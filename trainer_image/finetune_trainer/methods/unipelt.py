@@ -28,7 +28,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from finetune_api.methods import UniPelt as Options
+from finetune_api.spec.methods import UniPelt as Options
 from finetune_trainer.methods.adapter import Behind, Bottleneck, put_behind
 from finetune_trainer.methods.native_method import OwnMethod, replace
 from finetune_trainer.models.architectures import Heads, Names, blocks, heads, widths

@@ -17,12 +17,12 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from finetune_api.methods import MethodOptions
-from finetune_api.methods import PrefixTuning as PrefixOptions
-from finetune_api.methods import PromptTuning as PromptOptions
-from finetune_api.methods import PTuning as PTuningOptions
-from finetune_api.methods import PTuningV2 as PTuningV2Options
 from finetune_api.reasons import Reason
+from finetune_api.spec.methods import MethodOptions
+from finetune_api.spec.methods import PrefixTuning as PrefixOptions
+from finetune_api.spec.methods import PromptTuning as PromptOptions
+from finetune_api.spec.methods import PTuning as PTuningOptions
+from finetune_api.spec.methods import PTuningV2 as PTuningV2Options
 from finetune_trainer.methods.peft_method import PeftMethod
 from finetune_trainer.models.architectures import decoder_layers, heads
 from finetune_trainer.models.loading import Head, LoadedModel, is_encoder, tokenizer_of

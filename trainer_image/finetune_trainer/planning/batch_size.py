@@ -2,7 +2,7 @@
 
 import math
 
-from finetune_api.spec import DEFAULT_BATCH, Training
+from finetune_api.spec.training import DEFAULT_BATCH, Training
 
 MOST_AT_ONCE = 64
 """Records of a step that `batchSize: auto` takes at most: fewer keep a GPU busy, more want another learning rate."""

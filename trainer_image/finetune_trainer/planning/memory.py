@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from finetune_api.spec import FineTuneJobSpec, Training
+from finetune_api.spec.job_spec import FineTuneJobSpec
+from finetune_api.spec.training import Training
 from finetune_api.status import Memory
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import device, loading

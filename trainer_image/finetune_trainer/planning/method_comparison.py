@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from finetune_api.methods import Method
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
+from finetune_api.spec.methods import Method
 from finetune_trainer.data.record_types import RECORD_TYPES
 from finetune_trainer.planning.workload import heaviest_load
 from finetune_trainer.runtime.failures import Failure

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune_api.methods import MEMORY_SAVERS, Method
 from finetune_api.quantities import bytes_of, gibibytes
 from finetune_api.reasons import Reason
-from finetune_api.spec import FineTuneJobSpec, Resources
+from finetune_api.spec.job_spec import FineTuneJobSpec
+from finetune_api.spec.methods import MEMORY_SAVERS, Method
+from finetune_api.spec.scheduling import Resources
 from finetune_api.status import Memory
 from finetune_trainer.planning.memory import PlannedModel
 from finetune_trainer.planning.workload import Workload

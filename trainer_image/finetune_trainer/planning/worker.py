@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
 from finetune_api.stages import PREPARE
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.optional_imports import hide

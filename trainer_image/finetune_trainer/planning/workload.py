@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune_api.spec import FineTuneJobSpec, Resources
+from finetune_api.spec.job_spec import FineTuneJobSpec
+from finetune_api.spec.scheduling import Resources
 from finetune_trainer.data.packing import longest
 from finetune_trainer.data.preparation import Preparation
 from finetune_trainer.data.prepared import Prepared

@@ -15,8 +15,8 @@ from typing import Any
 
 from finetune_api import uris
 from finetune_api.reasons import Reason
-from finetune_api.references import to_model
 from finetune_api.run import Run
+from finetune_api.spec.references import to_model
 from finetune_trainer.pretrained.tokenizer import FILES
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import beside, megabytes, new_folder, write_file

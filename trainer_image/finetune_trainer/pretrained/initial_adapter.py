@@ -19,12 +19,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from finetune_api import uris
-from finetune_api.methods import START_FROM, AdapterSource, StartFrom
 from finetune_api.reasons import Reason
-from finetune_api.references import to_adapters
 from finetune_api.run import Run
 from finetune_api.schema import ApiModel
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
+from finetune_api.spec.methods import START_FROM, AdapterSource, StartFrom
+from finetune_api.spec.references import to_adapters
 from finetune_trainer.pretrained.adapter_composition import DENSITY, EQUAL_RANKS, Composer, Part
 from finetune_trainer.pretrained.base_model import BaseModel
 from finetune_trainer.pretrained.stored_adapter import CONFIG, MANIFEST, ORIGINS, WEIGHTS, StoredAdapter, StoredLayer

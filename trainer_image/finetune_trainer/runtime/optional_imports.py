@@ -5,7 +5,7 @@ To be called before transformers and PEFT are imported. It knows what needs such
 
 import sys
 
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
 
 EIGHT_BIT_OPTIMIZERS = ("adamw8bit", "pagedAdamw8bit")
 

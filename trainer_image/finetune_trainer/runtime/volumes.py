@@ -14,8 +14,8 @@ from itertools import takewhile
 from pathlib import Path
 
 from finetune_api.reasons import Reason
-from finetune_api.references import references
 from finetune_api.run import NotPlainError, OutsideError, Run
+from finetune_api.spec.references import references
 from finetune_trainer.runtime.failures import FULL, Failure
 
 DENIED = (errno.EACCES, errno.EPERM)

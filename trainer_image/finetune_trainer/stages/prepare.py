@@ -13,7 +13,7 @@ from pathlib import Path
 from finetune_api.events import StageReport
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
 from finetune_api.stages import PREPARE
 from finetune_api.status import Plan
 from finetune_trainer.data.dataset import prepared_data

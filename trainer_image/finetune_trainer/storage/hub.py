@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from finetune_api import proxies, uris
 from finetune_api.reasons import Reason
 from finetune_api.run import OutsideError, Run
-from finetune_api.sources import Auth
+from finetune_api.spec.credentials import Auth
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.files import megabytes
 from finetune_trainer.runtime.volumes import explained

@@ -13,8 +13,8 @@ from typing import Literal
 
 from finetune_api import uris
 from finetune_api.reasons import Reason
-from finetune_api.references import Reference
 from finetune_api.run import Run
+from finetune_api.spec.references import Reference
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.volumes import Named
 from finetune_trainer.storage import hub, web

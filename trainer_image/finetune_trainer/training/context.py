@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from finetune_api.reasons import Reason
 from finetune_api.run import Run
-from finetune_api.spec import FineTuneJobSpec, SplitName
+from finetune_api.spec.dataset import SplitName
+from finetune_api.spec.job_spec import FineTuneJobSpec
 from finetune_trainer.data.prepared import Prepared, open_split, read_prepared
 from finetune_trainer.pretrained.initial_adapter import from_composed
 from finetune_trainer.runtime.failures import Failure

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.job_spec import FineTuneJobSpec
 
 LINES = 200
 """Lines of history that a run is divided into, at least."""

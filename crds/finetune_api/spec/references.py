@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from finetune_api import uris
-from finetune_api.methods import START_FROM
 from finetune_api.reasons import Reason
-from finetune_api.sources import Auth
-from finetune_api.spec import Dataset, FineTuneJobSpec, Source, SplitName
+from finetune_api.spec.credentials import Auth
+from finetune_api.spec.dataset import Dataset, Source, SplitName
+from finetune_api.spec.job_spec import FineTuneJobSpec
+from finetune_api.spec.methods import START_FROM
 from finetune_api.stages import PREPARE, PUBLISH, STAGES, StageName
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from finetune_api import uris
 from finetune_api.schema import ApiModel, Rule, exactly_one_of
-from finetune_api.sources import REVISION_OF_THE_HUB, Auth, not_a_local_file, plain_path, stays_inside
+from finetune_api.spec.credentials import REVISION_OF_THE_HUB, Auth, not_a_local_file, plain_path, stays_inside
 
 ModuleName = Annotated[str, Field(min_length=1, max_length=256)]
 ModuleNames = Annotated[list[ModuleName], Field(min_length=1, max_length=64)]
