@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 import tiny
+from finetune_cli.commands.plan import PARTS
 from finetune_cli.main import app
 from finetune_trainer.planning import method_comparison
 
@@ -48,7 +49,7 @@ def test_a_config_is_enough(tmp_path: Path, few: None) -> None:
     done = plan(job(tmp_path), "--model", tmp_path, "--gpu-memory", "24Gi")
     assert done.exit_code == 0, done.output
     head, *lines = done.stdout.splitlines()
-    assert head.split() == ["method", "trainable", "share", *plan.PARTS, "peak", "microBatchSize", "fits"]
+    assert head.split() == ["method", "trainable", "share", *PARTS, "peak", "microBatchSize", "fits"]
     assert [line.split()[0] for line in lines[:3]] == ["lora", "ia3", "full"]
     assert all(line.split()[-2:] == ["16", "yes"] for line in lines[:3])
     assert "100 %" in lines[2]

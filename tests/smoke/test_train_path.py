@@ -278,7 +278,7 @@ def test_only_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path) -> No
 
 def test_an_encoder_cannot_be_taught_to_write(tmp_path: Path) -> None:
     """sft on BERT is Unsupported, and the message offers classification."""
-    with pytest.raises(Failure, match="choose an objective with labels") as refused:
+    with pytest.raises(Failure, match="choose classification") as refused:
         PlannedModel(tiny.bert(tmp_path / "model"), spec_of(tmp_path), [])
     assert refused.value.reason is Reason.UNSUPPORTED
 

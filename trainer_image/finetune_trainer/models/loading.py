@@ -234,7 +234,7 @@ def _check_architecture(config: PretrainedConfig, head: Head) -> None:
     if head.generates and is_encoder(config):
         raise Failure(
             Reason.UNSUPPORTED,
-            f"spec.objective: {kind} is an encoder and cannot write; choose an objective with labels, or a decoder",
+            f"spec.objective: {kind} is an encoder and cannot write: choose classification, or a decoder",
         )
     if kind not in supported:
         raise Failure(Reason.UNSUPPORTED, f"spec.model: transformers has no {head.auto_class} for {kind!r} models")
