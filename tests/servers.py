@@ -113,7 +113,8 @@ def proxy(places: dict[str, int]) -> Iterator["Server"]:
             self.seen.append(self.path)
             self.passwords.append(self.headers.get("Proxy-Authorization"))
             if self.path not in places:
-                return self.say(403, b"", {})
+                self.say(403, b"", {})
+                return
             with socket.create_connection(("127.0.0.1", places[self.path])) as there:
                 self.send_response(200)
                 self.end_headers()

@@ -234,7 +234,7 @@ class Cluster:
         body: Object | None = None,
         content: str = "",
         attempts: int = ATTEMPTS,
-        timeout: aiohttp.ClientTimeout = TIMEOUT,
+        timeout: aiohttp.ClientTimeout = TIMEOUT,  # noqa: ASYNC109 - of each try, and of its connection
         again_within: float = float("inf"),
     ) -> Object:
         """One request. Server errors and 429 are tried again, if they came within so many seconds: all our requests say

@@ -67,7 +67,7 @@ class Elector:
 
     async def lead(self, work: Callable[[], Awaitable[None]]) -> bool:
         """Wait for the lead, then do `work`; True when the work ended by itself, False when the lead was lost."""
-        while not await self._try():
+        while not await self._try():  # noqa: ASYNC110 - the Lease is asked for, nobody here sets it
             await asyncio.sleep(self._timing.request * random.uniform(0.8, 1.2))
         log.info("leading as %s", self._identity)
         task = asyncio.ensure_future(work())

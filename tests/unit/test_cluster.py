@@ -110,7 +110,7 @@ def seen(script: Script, asked: int) -> list[str]:
 
         async def follow(cluster: Cluster) -> None:
             async for change in cluster.watch(PODS, None):
-                found.append(name_of(change))
+                found.append(name_of(change))  # noqa: PERF401 - it never ends
 
         async with script.served() as cluster:
             task = asyncio.ensure_future(follow(cluster))

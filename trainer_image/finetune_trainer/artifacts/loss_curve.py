@@ -32,5 +32,5 @@ def loss_curve(title: str, state: RunState) -> bytes:
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     picture = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(picture)
+    FigureCanvasAgg(figure).print_png(picture)  # type: ignore[no-untyped-call]
     return picture.getvalue()

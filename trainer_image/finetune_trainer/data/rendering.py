@@ -58,11 +58,11 @@ class Renderer:
             ) from None
         return text
 
-    def _chat(self, record: Record) -> Text:
+    def chat(self, record: Record) -> Text:
         assert self._template is not None
         return self._conversation(self._template, record.messages or [])
 
-    def _prompt(self, record: Record) -> Text:
+    def prompt(self, record: Record) -> Text:
         assert record.prompt is not None
         if not record.text:  # an end alone is no answer
             return Text(record.prompt, (), from_template=self._template is not None)
@@ -73,20 +73,20 @@ class Renderer:
         messages = [{"role": "user", "content": record.prompt}, {"role": "assistant", "content": record.text}]
         return self._conversation(self._template, messages)
 
-    def _plain(self, record: Record) -> Text:
+    def plain(self, record: Record) -> Text:
         return Text(record.text, ((0, len(record.text)),), from_template=False)
 
-    def _labelled(self, record: Record) -> Text:
+    def labelled(self, record: Record) -> Text:
         return Text(record.text, (), from_template=False, label=record.label)
 
-    def _chat_pair(self, record: Record) -> Text:
+    def chat_pair(self, record: Record) -> Text:
         messages = record.messages or []
         turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
         if not turns:
             return Text("", (), from_template=True, answer="")
         return self._pair(messages[: turns[-1]], messages[turns[-1]]["content"] or "")
 
-    def _prompt_pair(self, record: Record) -> Text:
+    def prompt_pair(self, record: Record) -> Text:
         assert record.prompt is not None
         if self._template is None:
             return Text(record.prompt, (), from_template=False, answer=record.text)
@@ -105,12 +105,12 @@ class Renderer:
 
 
 RENDERERS: dict[Kind, Callable[[Renderer, Record], Text]] = {
-    "chat": Renderer._chat,
-    "prompt": Renderer._prompt,
-    "text": Renderer._plain,
-    "labelled": Renderer._labelled,
+    "chat": Renderer.chat,
+    "prompt": Renderer.prompt,
+    "text": Renderer.plain,
+    "labelled": Renderer.labelled,
 }
 PAIR_RENDERERS: dict[Kind, Callable[[Renderer, Record], Text]] = {
-    "chat": Renderer._chat_pair,
-    "prompt": Renderer._prompt_pair,
+    "chat": Renderer.chat_pair,
+    "prompt": Renderer.prompt_pair,
 }

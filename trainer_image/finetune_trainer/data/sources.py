@@ -77,7 +77,8 @@ def _mounted(run: Run, place: PlacedSource) -> list[DataFile]:
     path = where.located()
     if path.is_file():
         return [DataFile(path, printable(uri), _format(place, path.name))]
-    folder, pattern, name = path, ("**", "*"), uri
+    folder, name = path, uri
+    pattern: tuple[str, ...] = ("**", "*")
     if not path.is_dir():
         folder = next(parent for parent in path.parents if not WILD.search(str(parent)) and parent.is_dir())
         pattern = path.relative_to(folder).parts

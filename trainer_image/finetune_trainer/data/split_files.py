@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from finetune_api.reasons import Reason
+from finetune_api.spec.dataset import SplitName
 from finetune_trainer.data import splits
 from finetune_trainer.data.preparation import Preparation
-from finetune_trainer.data.prepared import SplitFiles, SplitName
+from finetune_trainer.data.prepared import SplitFiles
 from finetune_trainer.data.table_reader import RecordCounts
 from finetune_trainer.data.table_writer import Column
 from finetune_trainer.runtime.failures import Failure

@@ -118,7 +118,7 @@ def _quotas(sizes: NDArray[np.int64], share: float, room: NDArray[np.int64]) -> 
     if room.sum() < 1:
         raise TooFewError
     exact = share * sizes
-    quotas = np.minimum(np.floor(exact).astype(np.int64), room)
+    quotas: np.ndarray[Any, np.dtype[np.int64]] = np.minimum(np.floor(exact).astype(np.int64), room)
     for index in np.argsort(-(exact - np.floor(exact)), kind="stable"):
         if quotas.sum() >= wanted:
             break

@@ -6,8 +6,8 @@ It decides on which architectures our own methods know their places, and refuses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import nn
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
@@ -142,6 +142,6 @@ def decoder_layers(config: PretrainedConfig) -> int:
     return next((count for count in own if count and config.is_encoder_decoder), layers)
 
 
-def widths(layer: nn.Module) -> tuple[int, int]:
+def widths(layer: Any) -> tuple[int, int]:
     """(inputs, outputs) of a linear layer; GPT-2's keep their weight the other way round."""
     return (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)

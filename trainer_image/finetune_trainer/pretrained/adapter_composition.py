@@ -116,7 +116,8 @@ def agreed(tensors: list[Array], weights: list[float]) -> Array:
     signs = np.where(sum(tensors) >= 0, 1, -1)
     agree = [np.sign(tensor) == signs for tensor in tensors]
     total = summed([tensor * agrees for tensor, agrees in zip(tensors, agree, strict=True)], weights)
-    return total / np.maximum(sum(agrees.astype(int) for agrees in agree), 1)
+    mean: Array = total / np.maximum(sum(agrees.astype(int) for agrees in agree), 1)
+    return mean
 
 
 def dropped(tensor: Array, density: float, random: np.random.Generator) -> Array:

@@ -11,7 +11,7 @@ reasoning) fails that for all turns but the last: then only the last answer is t
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import jinja2
@@ -108,7 +108,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["tojson"] = _json
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda style: datetime.now().strftime(style)
+    environment.globals["strftime_now"] = lambda style: datetime.now(UTC).astimezone().strftime(style)
     return environment
 
 

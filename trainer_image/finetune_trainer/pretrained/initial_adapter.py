@@ -243,7 +243,9 @@ def _compose(adapters: list[StoredAdapter], wished: StartFrom, seed: int, target
     composer = Composer(
         wished.combination, wished.density or DENSITY, wished.rank or max(ranks), np.random.default_rng(seed)
     )
-    sharing, tensors, made = _by_layer(adapters), {}, {}
+    sharing = _by_layer(adapters)
+    tensors: dict[str, Any] = {}
+    made: dict[str, int] = {}
     for name, indices in sharing.items():
         parts = [_part(adapters[index], name, wished.adapters[index].weight) for index in indices]
         a, b = composer.compose(parts)

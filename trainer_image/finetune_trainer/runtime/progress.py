@@ -122,7 +122,7 @@ class _HttpServer(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.debug("a client of the progress page left", exc_info=True)
+        log.debug("a client of the progress page left", exc_info=True)  # noqa: LOG014 - socketserver handles one
 
 
 def _handler(progress: Progress) -> type[BaseHTTPRequestHandler]:

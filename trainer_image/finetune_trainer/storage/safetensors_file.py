@@ -16,7 +16,12 @@ Floats = NDArray[np.float32]
 LONGEST_HEADER = 100_000_000
 """Bytes; as in safetensors itself."""
 METADATA = "__metadata__"
-KINDS = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+KINDS: dict[str, Any] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
 """Kinds of numbers that a tensor can be read from; numpy has no bf16, which is the upper half of a float32."""
 
 
@@ -53,10 +58,11 @@ class TensorFile:
             raise ValueError(f"holds {name} as {entry.kind}: expected one of {', '.join(KINDS)}")
         count = int(np.prod(entry.shape, dtype=np.int64))
         with self.path.open("rb") as file:
-            numbers = np.fromfile(file, KINDS[entry.kind], count, offset=self._start + entry.start)
+            numbers: Any = np.fromfile(file, KINDS[entry.kind], count, offset=self._start + entry.start)
         if entry.kind == "BF16":
             numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
-        return numbers.astype(np.float32).reshape(entry.shape)
+        values: np.ndarray[Any, np.dtype[np.float32]] = numbers.astype(np.float32).reshape(entry.shape)
+        return values
 
 
 class _Entry:

@@ -162,13 +162,12 @@ class _Connection(http.client.HTTPSConnection):
         if self._behind_proxy:
             self._gate.check_name(self._behind_proxy)
             super().connect()
-            self.sock.suppress_ragged_eofs = False
+            _tell_every_end(self.sock)
             self._gate.follow(self.sock)
         else:
             raw = self._gate.connected(self.host, self.port)
             self.sock = tls = self._tls.wrap_socket(raw, server_hostname=self.host, do_handshake_on_connect=False)
-            # Where an answer says no length, only TLS's own end tells a whole one from one that was cut off.
-            tls.suppress_ragged_eofs = False
+            _tell_every_end(tls)
             self._gate.follow(self.sock)
             tls.do_handshake()
 
@@ -187,6 +186,11 @@ class _Handler(urllib.request.HTTPSHandler):
         if proxy is not None:
             _send_through(over_http(proxy), request)
         return self.do_open(self._connection, request)
+
+
+def _tell_every_end(tls: Any) -> None:
+    """Where an answer says no length, only TLS's own end tells a whole one from one that was cut off."""
+    tls.suppress_ragged_eofs = False
 
 
 def _send_through(proxy: str, request: urllib.request.Request) -> None:

@@ -45,5 +45,6 @@ def training_arguments(stage: Stage, on: torch.device) -> transformers.TrainingA
         report_to=[],
         disable_tqdm=True,
     )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # several would mean DataParallel, which is slower than one
+    # Several would mean DataParallel, which is slower than one.
+    arguments._n_gpu = min(1, arguments.n_gpu)  # noqa: SLF001 - no public name sets it
     return arguments

@@ -41,7 +41,8 @@ class FineTuneTrainer(transformers.Trainer):
         self.use_cache = model.config.use_cache if hasattr(model.config, "use_cache") else None
         super().__init__(model=model, args=args, train_dataset=rows)
         self.remove_callback(transformers.PrinterCallback)
-        self.objective, self.method, self.rates = objective, method, rates
+        self.objective: Objective = objective
+        self.method, self.rates = method, rates
         self.step_losses = torch.zeros((), device=args.device)
         self.tokens = 0
         self.resumed_from: checkpoints.Checkpoint | None = None
