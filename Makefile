@@ -1,6 +1,6 @@
 # Everything a contributor runs, one target each. `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup servers requirements generate check test test-slow test-numeric matrix support e2e e2e-matrix demo cluster-up cluster-down bench bench-methods
+.PHONY: help release setup servers requirements generate check test test-slow test-numeric matrix support e2e e2e-matrix demo cluster-up cluster-down bench bench-methods
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -20,12 +20,13 @@ requirements: setup ## resolve requirements/*.in anew into requirements/*.txt (U
 	@UV="$$(ls -d $${XDG_CACHE_HOME:-$$HOME/.cache}/finetune-operator/uv/$$(sha256sum requirements/bootstrap.txt | cut -c1-12)/bin/uv)" \
 		requirements/compile.sh $(if $(UPGRADE),--upgrade)
 
-generate: setup ## write the CRD, the chart's copy of it and its values' types, docs/api.md and the README's table of methods
+generate: setup ## write the CRD, the chart's copy of it and its values' types, docs/api.md, the README's table and the picture of rooms
 	python -m finetune_api.crd > crds/finetunejobs.yaml
 	cp crds/finetunejobs.yaml $(CRD)
 	python -m finetune_api.values charts/finetune-operator/values.schema.json
 	python -m finetune_api.reference > docs/api.md
 	python benchmarks/methods_table.py
+	python tests/contract/rooms.py
 
 check: setup ## form: lint, types, layers, generated files, chart
 	ruff check .
@@ -37,6 +38,7 @@ check: setup ## form: lint, types, layers, generated files, chart
 	python -m finetune_api.values charts/finetune-operator/values.schema.json --check
 	cmp docs/api.md <(python -m finetune_api.reference)
 	python benchmarks/methods_table.py --check
+	python tests/contract/rooms.py --check
 	$$(python tests/cluster binaries helm) lint --strict --quiet charts/finetune-operator
 
 # A machine that has none builds the API server for minutes: longer than any one test may take.
@@ -72,6 +74,9 @@ cluster-up: ## a local Kubernetes: kind where Docker runs, else a node in its ow
 
 cluster-down: ## remove it, and all that it made
 	python3 tests/cluster down
+
+release: setup ## raise the version everywhere: make release VERSION=0.2.0 (RELEASE.md)
+	python tests/contract/versions.py "$(VERSION)"
 
 bench: setup ## print the tables of docs/benchmarks.md again
 	benchmarks/run.sh
