@@ -63,6 +63,9 @@ class Api:
         context.load_cert_chain(keys.certificate("admin"), keys.key("admin"))
         self._connection = HTTPSConnection(plane.address, plane.port, context=context, timeout=10)
 
+    def __del__(self) -> None:
+        self._connection.close()
+
     def request(self, method: str, path: str, body: Object | None = None) -> tuple[int, Object]:
         """The status code and the answer."""
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"

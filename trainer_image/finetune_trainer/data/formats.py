@@ -10,6 +10,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, cast
@@ -115,13 +116,18 @@ def _jsonl(file: DataFile, bad_records: BadRecords) -> Iterator[Row]:
 
 def _json(file: DataFile, bad_records: BadRecords) -> Iterator[Row]:
     """An array of objects; a file of one object a line, as often named .json, is read as jsonl."""
-    window = _Window(file)
-    if window.skip_space() != "[":
-        if window.next == "{" and window.is_lines():
-            yield from _jsonl(file, bad_records)
+    with _opened(file) as stream:
+        window = _Window(file.name, stream)
+        if window.skip_space() == "[":
+            yield from _array(window, file, bad_records)
             return
-        found = kind_of({}) if window.next == "{" else "something else"
-        raise Failure(Reason.DATASET_INVALID, f"{file.name}: expected a JSON array of objects, found {found}")
+        if window.next != "{" or not window.is_lines():
+            found = kind_of({}) if window.next == "{" else "something else"
+            raise Failure(Reason.DATASET_INVALID, f"{file.name}: expected a JSON array of objects, found {found}")
+    yield from _jsonl(file, bad_records)
+
+
+def _array(window: "_Window", file: DataFile, bad_records: BadRecords) -> Iterator[Row]:
     window.take(1)
     while window.skip_space(",") not in ("]", ""):
         number = window.line
@@ -137,13 +143,13 @@ def _json(file: DataFile, bad_records: BadRecords) -> Iterator[Row]:
 class _Window:
     """A sliding view of a JSON text, so that an array need not fit into memory."""
 
-    def __init__(self, file: DataFile) -> None:
+    def __init__(self, name: str, stream: IO[bytes]) -> None:
         self.line = 1
-        self._name = file.name
+        self._name = name
         self._text = ""
         self._at = 0
         self._decoder = json.JSONDecoder()
-        self._stream = _opened(file)
+        self._stream = stream
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
 
     @property
@@ -292,10 +298,15 @@ def _not_utf8(error: UnicodeDecodeError, offset: int = 0) -> str:
     return f"byte 0x{byte:02x} at byte {offset + error.start} of the file is not UTF-8: save the file as UTF-8"
 
 
-def _opened(file: DataFile) -> IO[bytes]:
-    stream = file.path.open("rb", buffering=BLOCK)
-    file.meter.follow(stream)
-    return cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if file.path.suffix == ".gz" else stream
+@contextmanager
+def _opened(file: DataFile) -> Iterator[IO[bytes]]:
+    with file.path.open("rb", buffering=BLOCK) as stream:
+        file.meter.follow(stream)
+        if file.path.suffix == ".gz":
+            with gzip.GzipFile(fileobj=stream) as unpacked:
+                yield cast(IO[bytes], unpacked)
+        else:
+            yield stream
 
 
 def kind_of(value: Any) -> str:
