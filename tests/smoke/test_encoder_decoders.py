@@ -28,9 +28,9 @@ from finetune_trainer.artifacts import result as results
 from finetune_trainer.evaluation.generation import answers
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import loading
-from finetune_trainer.models.loading import Head
 from finetune_trainer.objectives import OBJECTIVES
 from finetune_trainer.objectives.objective import Objective
+from finetune_trainer.objectives.sft import EncoderDecoderSft
 from finetune_trainer.planning import workload
 from finetune_trainer.planning.memory import PlannedModel
 from finetune_trainer.runtime.failures import Failure
@@ -40,7 +40,7 @@ from tolerance import PASS, WEIGHT, InDouble, assert_close, doubled
 from training import METHODS as OPTIONS
 from training import Pair, Prepared, loss_of, prepared
 
-HEAD = Head("AutoModelForSeq2SeqLM", peft_task="SEQ_2_SEQ_LM", generates=True)
+HEAD = EncoderDecoderSft.head(())
 PREFIXES = ["prefixTuning", "pTuningV2"]
 INPUTS = ([7, 30, 41], [9, 8, 20, 33, 21, 64, 51, 60], [50, 12, 13, 59, 61])
 ANSWERS = ([70, 71, 2], [80, 2], [90, 91, 92, 93, 94, 95, 2])

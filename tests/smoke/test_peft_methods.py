@@ -21,13 +21,15 @@ from finetune_trainer.artifacts import result as results
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import loading
 from finetune_trainer.models.loading import Head, LoadedModel
+from finetune_trainer.objectives.classification import Classification
+from finetune_trainer.objectives.sft import EncoderDecoderSft, Sft
 from finetune_trainer.runtime.failures import Failure
 from tolerance import PASS, WEIGHT, InDouble, assert_close, bound, doubled
 from training import Pair, prepared
 
-GENERATOR = Head("AutoModelForCausalLM", peft_task="CAUSAL_LM", generates=True)
-CLASSIFIER = Head("AutoModelForSequenceClassification", peft_task="SEQ_CLS", generates=False, labels=("no", "yes"))
-WRITER_OF_ANSWERS = Head("AutoModelForSeq2SeqLM", peft_task="SEQ_2_SEQ_LM", generates=True)
+GENERATOR = Sft.head(())
+CLASSIFIER = Classification.head(("no", "yes"))
+WRITER_OF_ANSWERS = EncoderDecoderSft.head(())
 RANK = 12
 MODELS = {
     "llama": (tiny.llama, GENERATOR),

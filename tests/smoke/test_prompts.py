@@ -26,6 +26,7 @@ from finetune_trainer.methods import METHODS
 from finetune_trainer.models import loading
 from finetune_trainer.models.loading import Head, LoadedModel
 from finetune_trainer.objectives import OBJECTIVES
+from finetune_trainer.objectives.sft import Sft
 from finetune_trainer.planning.memory import PlannedModel
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
@@ -40,7 +41,7 @@ PROMPTS: dict[str, dict[str, Any]] = {
 }
 TOKENS = 5
 ROWS = ([7, 30, 41], [9, 8, 20, 33, 21, 64, 51, 60], [50, 12, 13, 59, 61])
-SFT = Head("AutoModelForCausalLM", peft_task="CAUSAL_LM", generates=True)
+SFT = Sft.head(())
 
 
 # --- what they cost -------------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ from finetune_api.spec.methods import QLora as Options
 from finetune_trainer.methods import METHODS
 from finetune_trainer.models import loading
 from finetune_trainer.models.loading import Head, LoadedModel
+from finetune_trainer.objectives.classification import Classification
+from finetune_trainer.objectives.sft import EncoderDecoderSft, Sft
 from finetune_trainer.runtime.failures import Failure
 from finetune_trainer.runtime.progress import Progress
 from finetune_trainer.stages.publish import publish
@@ -34,9 +36,9 @@ from finetune_trainer.training.trainer import FineTuneTrainer
 from tolerance import PASS, WEIGHT, InDouble, assert_close, bound, doubled
 from training import Pair, Prepared, prepared
 
-WRITER = Head("AutoModelForCausalLM", "CAUSAL_LM", generates=True)
-CLASSIFIER = Head("AutoModelForSequenceClassification", "SEQ_CLS", generates=False, labels=("a", "b"))
-ANSWERER = Head("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM", generates=True)
+WRITER = Sft.head(())
+CLASSIFIER = Classification.head(("a", "b"))
+ANSWERER = EncoderDecoderSft.head(())
 T5_ENDS = [
     *(f"encoder.block.{number}.layer.1.DenseReluDense.wo" for number in range(4)),
     *(f"decoder.block.{number}.layer.2.DenseReluDense.wo" for number in range(2)),

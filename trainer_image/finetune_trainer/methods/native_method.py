@@ -80,7 +80,7 @@ class OwnMethod(TuningMethod):
                 own[name].copy_(tensor)
 
 
-_NO_HEAD = Head("", peft_task="", generates=True)
+_NO_HEAD = Head("", peft_task="", architectures={})
 """An own method asks nothing of the head: what is new is said by LoadedModel.fresh."""
 
 

@@ -78,7 +78,7 @@ class _Embeddings(VirtualTokens):
     """Virtual tokens as rows in front of the embedded input."""
 
     def shape(self, base: LoadedModel, options: Any, head: Head) -> dict[str, Any]:
-        if not head.generates and not is_encoder(base.model.config) and len(base.fresh) != 1:
+        if head.is_new and not is_encoder(base.model.config) and len(base.fresh) != 1:
             told = f"behind virtual tokens the class is found by a head of one layer, and theirs is {base.fresh}"
             raise self._unfit(base, told, "lora")
         width = base.model.get_input_embeddings().weight.shape[1]  # of some models it is not that of their layers

@@ -7,9 +7,9 @@ no method.
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,12 @@ class Head:
     """Name of the transformers class that loads it."""
     peft_task: str
     """PEFT's word for it; it stands in adapter_config.json."""
-    generates: bool
-    """True: the head is the pretrained output layer. False: a new head is put on the model."""
+    architectures: Mapping[str, Any] = field(compare=False)
+    """The model types that transformers can load so: one of its tables of names."""
+    is_new: bool = False
+    """Whether it is put on the model; else it is the pretrained output layer."""
+    generates: bool = False
+    """Whether the model answers prompts with it."""
     labels: tuple[str, ...] = ()
     """Classes of a new head, in the order of their ids."""
 
@@ -172,7 +176,7 @@ def read_config(folder: Path, head: Head, pad_token_id: int) -> PretrainedConfig
     """The model's config with the head's labels and padding token; raises Failure if it cannot carry the head."""
     config = config_of(folder, **head.overrides)
     _check_architecture(config, head)
-    if not head.generates:  # a decoder's classifier looks for the last token that is not this one
+    if head.is_new:  # a decoder's classifier looks for the last token that is not this one
         config.get_text_config().pad_token_id = pad_token_id
     elif config.is_encoder_decoder:
         config.decoder_start_token_id = _start_token(folder, config)
@@ -195,7 +199,7 @@ def _start_token(folder: Path, config: PretrainedConfig) -> int:
 
 def fresh_modules(model: PreTrainedModel, head: Head) -> tuple[str, ...]:
     """The new head's modules: all that has parameters and is not the pretrained backbone."""
-    if head.generates:
+    if not head.is_new:
         return ()
     children = model.named_children()
     return tuple(
@@ -215,7 +219,7 @@ def narrow_frozen(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _check_architecture(config: PretrainedConfig, head: Head) -> None:
-    kind, supported = config.model_type, _mapping(head)
+    kind, supported = config.model_type, head.architectures
     if getattr(config, "auto_map", None) and kind not in supported:
         raise Failure(
             Reason.UNSUPPORTED,
@@ -225,7 +229,7 @@ def _check_architecture(config: PretrainedConfig, head: Head) -> None:
         raise Failure(
             Reason.UNSUPPORTED, "spec.model: quantized weights cannot be fine-tuned here; name the unquantized model"
         )
-    if config.is_encoder_decoder and not head.generates:
+    if config.is_encoder_decoder and head.is_new:
         raise Failure(
             Reason.UNSUPPORTED,
             f"spec.objective: {kind} is an encoder-decoder, which says what it has to say in words; let it write the "
@@ -244,15 +248,6 @@ def is_encoder(config: PretrainedConfig) -> bool:
     """Whether the model reads in both directions: such a model can fill masks and was not made to be a decoder."""
     fills_masks = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return fills_masks and not getattr(config, "is_decoder", False) and not config.is_encoder_decoder
-
-
-def _mapping(head: Head) -> dict[str, Any]:
-    names = {
-        "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        "AutoModelForSeq2SeqLM": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-        "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    }
-    return dict(names[head.auto_class])
 
 
 def _check_weights(folder: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.models.auto import modeling_auto
 
 from finetune_api.status import Metric
 from finetune_trainer.models.loading import Head, fresh_modules, is_encoder, unwrapped
@@ -29,7 +30,8 @@ class Classification(Objective):
 
     @classmethod
     def head(cls, labels: tuple[str, ...]) -> Head:
-        return Head("AutoModelForSequenceClassification", peft_task="SEQ_CLS", generates=False, labels=labels)
+        known = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+        return Head("AutoModelForSequenceClassification", "SEQ_CLS", known, is_new=True, labels=labels)
 
     def collate(self, rows: list[Row]) -> Batch:
         records = [record for row in rows for record in row]

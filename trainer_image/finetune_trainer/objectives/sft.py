@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import PretrainedConfig
+from transformers.models.auto import modeling_auto
 
 from finetune_api.status import Metric
 from finetune_trainer.models.loading import Head, unwrapped
@@ -42,7 +43,8 @@ class Sft(Objective):
 
     @classmethod
     def head(cls, labels: tuple[str, ...]) -> Head:
-        return Head("AutoModelForCausalLM", peft_task="CAUSAL_LM", generates=True)
+        known = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        return Head("AutoModelForCausalLM", "CAUSAL_LM", known, generates=True)
 
     def collate(self, rows: list[Row]) -> Batch:
         ids = [np.concatenate([record["input_ids"] for record in row]) for row in rows]
@@ -111,7 +113,8 @@ class EncoderDecoderSft(Sft):
 
     @classmethod
     def head(cls, labels: tuple[str, ...]) -> Head:
-        return Head("AutoModelForSeq2SeqLM", peft_task="SEQ_2_SEQ_LM", generates=True)
+        known = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+        return Head("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM", known, generates=True)
 
     def collate(self, rows: list[Row]) -> Batch:
         """Rows hold one record each: encoder-decoders do not pack."""
