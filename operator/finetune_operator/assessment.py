@@ -59,6 +59,8 @@ def _published(seen: Situation) -> Assessment | None:
     endings = (ending(pod) for pod in observed.tries(PUBLISH))
     if any(end is not None and end.reason is Reason.SUCCEEDED for end in endings):
         return _failed(Reason.ARTIFACT_INVALID, f"publish ended without a digest of {seen.spec.output.uri}")
+    if any(pod.stage == PUBLISH and not pod.is_deleting for pod in observed.living):
+        return None  # it has ended since it was read, with its report
     # Its pod is gone, and its report with it: publish again, it only has to verify.
     message = with_next_step(Reason.RETRYING, "publish's report is lost")
     return Assessment(Phase.PUBLISHING, Reason.RETRYING, message, is_progressing=False)

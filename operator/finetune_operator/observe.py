@@ -65,6 +65,11 @@ async def observe(cluster: Cluster, body: Object, departed: Departed, thorough: 
     for name in names[: len(numbers)]:
         if name not in jobs and (last := departed.job(metadata.uid, name)) is not None:
             jobs[name] = last
+    found_pods = await _pods(cluster, await pods, departed.pods(metadata.uid))
+    if any(job.is_complete and not _shows_the_end(job, found_pods) for job in jobs.values()):
+        # They were read while the Job was: what has completed it may have ended in between.
+        again = await cluster.find(PODS, metadata.namespace, f"{labels.JOB_UID_LABEL}={metadata.uid}")
+        found_pods = await _pods(cluster, again, departed.pods(metadata.uid))
     spec, problem = (bare.spec, "") if bare.spec else _spec_of_run(body["spec"], bare, seen.run)
     found = replace(
         bare,
@@ -74,7 +79,7 @@ async def observe(cluster: Cluster, body: Object, departed: Departed, thorough: 
         workspace=seen.workspace,
         jobs={jobs[name].stage: jobs[name] for name in names[: len(numbers)] if name in jobs},
         replaced=jobs.get(names[-1]) if number > 1 else None,
-        pods=await _pods(cluster, await pods, departed.pods(metadata.uid)),
+        pods=found_pods,
         conflicts=seen.conflicts,
         named_jobs=await _named_jobs(cluster, bare) if seen.run is None else {},
     )
@@ -87,6 +92,10 @@ async def _edited(cluster: Cluster, bare: Observed) -> Observed:
     name = labels.child_name(bare.metadata.name, bare.metadata.uid, WORKSPACE_PART)
     claim = await cluster.get(CLAIMS, bare.metadata.namespace, name)
     return replace(bare, workspace=_Children.sorted_out(bare.metadata.uid, [claim], has_begun=True).workspace)
+
+
+def _shows_the_end(job: observed_state.StageJob, pods: Iterable[Pod]) -> bool:
+    return any(pod.owner == job.uid and pod.is_over for pod in pods)
 
 
 async def _pods(cluster: Cluster, bodies: Sequence[Object], departed: Sequence[Pod]) -> tuple[Pod, ...]:

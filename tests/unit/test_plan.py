@@ -265,6 +265,15 @@ def test_a_publish_whose_report_is_lost_runs_again_whatever_failed_before_it() -
     assert reason(decided.status) == Reason.RETRYING
 
 
+def test_a_publish_whose_pod_seems_to_run_is_not_repeated() -> None:
+    """The pods were read before the Kubernetes Job, and its report is on the way."""
+    jobs = [stage_job("prepare", is_complete=True), stage_job("train", is_complete=True)]
+    decided = decide(observed(*jobs, stage_job("publish", is_complete=True), running("publish")))
+    assert decided.delete == ()
+    assert decided.status is not None
+    assert reason(decided.status) == Reason.PUBLISHING
+
+
 @pytest.mark.parametrize(
     ("changes", "place"),
     [
