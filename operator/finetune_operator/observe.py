@@ -1,7 +1,7 @@
 """Reads what a decision about one job depends on, live and by name. What was deleted since the last
 look is taken from `departed`; nothing else is remembered between two calls.
 
-It decides which reads are needed. What they mean is `facts`', what follows from them `plan`'s.
+It decides which reads are needed. What they mean is `observed_state`'s, what follows from them `plan`'s.
 """
 
 import asyncio

@@ -25,7 +25,7 @@ Known = TypeVar("Known")
 MESSAGE_LIMIT = 4096
 OVER = (Phase.SUCCEEDED, Phase.FAILED)
 BARRED = (Reason.NAME_CONFLICT, Reason.WAITING_FOR_JOB, Reason.RUN_CHANGED, Reason.WORKSPACE_LOST)
-"""Verdicts under which nothing is made."""
+"""Reasons with which nothing is made."""
 
 
 @dataclass(frozen=True)
