@@ -17,9 +17,8 @@ from rich.table import Table
 
 from finetune_api.text import LETTERS
 from finetune_cli.cluster import ClusterError
-from finetune_cli.commands.run import only_job
 from finetune_cli.commands.validate import report
-from finetune_cli.manifest.validation import check
+from finetune_cli.manifest.validation import check, only_job
 from finetune_cli.stored import StoredJob, stored_job
 from finetune_cli.views import job_table
 from finetune_cli.views.description import description

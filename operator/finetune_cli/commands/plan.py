@@ -26,11 +26,9 @@ from finetune_api.quantities import gibibytes
 from finetune_api.schema import QUANTITY_PATTERN
 from finetune_api.spec.job_spec import FineTuneJobSpec
 from finetune_api.spec.methods import Method
-from finetune_cli.commands.run import only_job
-from finetune_cli.commands.validate import report
+from finetune_cli.commands.validate import accepted
 from finetune_cli.local.stage_process import MODULE, is_installed
-from finetune_cli.manifest.document import UnreadableError
-from finetune_cli.manifest.validation import check, job
+from finetune_cli.manifest.validation import job
 from finetune_cli.views import formatting
 from finetune_cli.views.terminal import err, out
 
@@ -58,13 +56,8 @@ class Options:
 
 def plan_file(file: str, options: Options) -> int:
     """Print the plan of the job in `file`; returns the exit code."""
-    try:
-        source = only_job(file)
-    except UnreadableError as error:
-        return _refuse(str(error))
-    problems = check(source, cluster=False)
-    if problems:
-        report(source, problems)
+    source = accepted(file)
+    if source is None:
         return int(ExitCode.BAD_SPEC)
     if options.gpu_memory is not None and not re.fullmatch(QUANTITY_PATTERN, options.gpu_memory):
         return _refuse(f"--gpu-memory {options.gpu_memory}: expected a quantity such as 24Gi")

@@ -23,13 +23,12 @@ from finetune_api.job import FineTuneJob
 from finetune_api.reasons import Reason
 from finetune_api.run import Downloads, Run
 from finetune_api.stages import PUBLISH, TRAIN, StageName
-from finetune_cli.commands.validate import report as report_problems
+from finetune_cli.commands.validate import accepted
 from finetune_cli.local.mounts import MountError, mounts
 from finetune_cli.local.stage_process import StageProcess, is_installed
 from finetune_cli.local.workspace import FOLDER, Workspace, WorkspaceError
-from finetune_cli.manifest import document
-from finetune_cli.manifest.document import Document, UnreadableError
-from finetune_cli.manifest.validation import check, is_job, job
+from finetune_cli.manifest.document import Document
+from finetune_cli.manifest.validation import job
 from finetune_cli.views import formatting, summary
 from finetune_cli.views.progress_display import display
 from finetune_cli.views.terminal import err, out, plain
@@ -91,13 +90,8 @@ def downloads(allow: list[str]) -> Downloads:
 
 def run_file(file: str, options: Options) -> int:
     """Run the job in `file`; returns the exit code."""
-    try:
-        source = only_job(file)
-    except UnreadableError as error:
-        return _refuse(str(error))
-    problems = check(source, cluster=False)
-    if problems:
-        report_problems(source, problems)
+    source = accepted(file)
+    if source is None:
         return int(ExitCode.BAD_SPEC)
     parsed = job(source)
     try:
@@ -110,14 +104,6 @@ def run_file(file: str, options: Options) -> int:
         return _run(parsed, mounted, options)
     except WorkspaceError as error:
         return _refuse(str(error))
-
-
-def only_job(file: str) -> Document:
-    """The one FineTuneJob in `file`; raises UnreadableError."""
-    jobs = [found for found in document.read(file) if is_job(found.value)]
-    if len(jobs) != 1:
-        raise UnreadableError(file, None, f"expected one FineTuneJob, found {len(jobs) or 'none'}")
-    return jobs[0]
 
 
 def _where(source: Document, path: str) -> str:

@@ -5,7 +5,7 @@ from rich.text import Text
 
 from finetune_cli.manifest import document
 from finetune_cli.manifest.document import Document, UnreadableError
-from finetune_cli.manifest.validation import Problem, check, describe, is_foreign, is_job
+from finetune_cli.manifest.validation import Problem, check, describe, is_foreign, is_job, only_job
 from finetune_cli.views.terminal import err, out, plain
 
 
@@ -34,6 +34,18 @@ def _file(file: str, cluster: bool, quiet: bool) -> int:
         if not found and not quiet:
             out.print(f"[green]✓[/green] {escape(job.file)}: FineTuneJob {_name(job)} is valid")
     return int(any(found for _, found in problems))
+
+
+def accepted(file: str) -> Document | None:
+    """The one FineTuneJob in `file`, as this machine may run it; None where it is refused, which is told."""
+    try:
+        job = only_job(file)
+    except UnreadableError as error:
+        err.print(f"[red]{escape(str(error))}[/red]")
+        return None
+    problems = check(job, cluster=False)
+    report(job, problems)
+    return None if problems else job
 
 
 def report(job: Document, problems: list[Problem]) -> None:

@@ -13,7 +13,7 @@ from finetune_api import labels
 from finetune_api.crd import job_schema
 from finetune_api.job import FineTuneJob
 from finetune_cli.manifest.cel_rules import broken_rules
-from finetune_cli.manifest.document import Document
+from finetune_cli.manifest.document import Document, UnreadableError, read
 from finetune_cli.manifest.metadata import metadata_violations
 from finetune_cli.manifest.structural_schema import Schema, Violation, defaulted, unknown_fields, violations
 
@@ -56,6 +56,14 @@ def check(document: Document, cluster: bool = True) -> list[Problem]:
         for violation in _violations(document.value, _schema(cluster))
     ]
     return sorted(found, key=lambda problem: (problem.line, problem.path))
+
+
+def only_job(file: str) -> Document:
+    """The one FineTuneJob in `file`; raises UnreadableError."""
+    jobs = [found for found in read(file) if is_job(found.value)]
+    if len(jobs) != 1:
+        raise UnreadableError(file, None, f"expected one FineTuneJob, found {len(jobs) or 'none'}")
+    return jobs[0]
 
 
 def job(document: Document) -> FineTuneJob:
