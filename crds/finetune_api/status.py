@@ -246,7 +246,9 @@ def _measured(stored: Any) -> Any:
     return {name: one for name, one in stored.items() if one is not None} if isinstance(stored, dict) else stored
 
 
-Metrics = Annotated[dict[Word, float], Field(max_length=32), BeforeValidator(_measured)]
+MetricName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$", max_length=64)]
+"""One word: it comes from a pod, and stands in terminals and tables."""
+Metrics = Annotated[dict[MetricName, float], Field(max_length=32), BeforeValidator(_measured)]
 """Held-out metrics of one model, by name."""
 
 

@@ -56,7 +56,12 @@ async def observe(cluster: Cluster, body: Object, departed: Departed, thorough: 
         names.append(labels.stage_job_name(metadata.name, metadata.uid, stage, number - 1))
     kept = [labels.child_name(metadata.name, metadata.uid, part) for part in (RUN_PART, WORKSPACE_PART)]
     kinds = [CONFIG_MAPS, CLAIMS, *([JOBS] * len(names))]
-    pods = asyncio.ensure_future(cluster.find(PODS, metadata.namespace, f"{labels.JOB_UID_LABEL}={metadata.uid}"))
+
+    async def read_pods() -> tuple[Pod, ...]:
+        bodies = await cluster.find(PODS, metadata.namespace, f"{labels.JOB_UID_LABEL}={metadata.uid}")
+        return await _pods(cluster, bodies, departed.pods(metadata.uid))
+
+    reading = asyncio.ensure_future(read_pods())
     children = await asyncio.gather(
         *(cluster.get(kind, metadata.namespace, name) for kind, name in zip(kinds, [*kept, *names], strict=True))
     )
@@ -65,11 +70,9 @@ async def observe(cluster: Cluster, body: Object, departed: Departed, thorough: 
     for name in names[: len(numbers)]:
         if name not in jobs and (last := departed.job(metadata.uid, name)) is not None:
             jobs[name] = last
-    found_pods = await _pods(cluster, await pods, departed.pods(metadata.uid))
-    if any(job.is_complete and not _shows_the_end(job, found_pods) for job in jobs.values()):
-        # They were read while the Job was: what has completed it may have ended in between.
-        again = await cluster.find(PODS, metadata.namespace, f"{labels.JOB_UID_LABEL}={metadata.uid}")
-        found_pods = await _pods(cluster, again, departed.pods(metadata.uid))
+    pods = await reading
+    if any(job.is_complete and not _shows_the_end(job, pods) for job in jobs.values()):
+        pods = await read_pods()  # they were read beside the Job: what has completed it may have ended in between
     spec, problem = (bare.spec, "") if bare.spec else _spec_of_run(body["spec"], bare, seen.run)
     found = replace(
         bare,
@@ -79,7 +82,7 @@ async def observe(cluster: Cluster, body: Object, departed: Departed, thorough: 
         workspace=seen.workspace,
         jobs={jobs[name].stage: jobs[name] for name in names[: len(numbers)] if name in jobs},
         replaced=jobs.get(names[-1]) if number > 1 else None,
-        pods=found_pods,
+        pods=pods,
         conflicts=seen.conflicts,
         named_jobs=await _named_jobs(cluster, bare) if seen.run is None else {},
     )

@@ -327,8 +327,10 @@ def _prepared_message(reached: Milestones) -> str:
 def _trained_message(reached: Milestones) -> str:
     steps = reached.plan.total_steps if reached.plan else None
     best = reached.evaluation.best_step if reached.evaluation else None
-    kept = f", the weights of step {best} are kept" if best is not None and best != steps else ""
-    return f"{steps} steps{kept}" if steps is not None else ""
+    if steps is None:
+        return ""
+    # How many were made is not told: a run that stops early keeps the best.
+    return f"{steps} steps" if best in (None, steps) else f"the weights of step {best} of {steps} are kept"
 
 
 def _scores(reached: Milestones) -> str | None:

@@ -1,4 +1,7 @@
-"""The places where the version stands, and the command that raises it: `python tests/contract/versions.py 0.2.0`."""
+"""The places where the version stands, and the command that raises it: `python tests/contract/versions.py 0.2.0`.
+
+Without a number it prints the present one.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +50,6 @@ def key(version: str) -> tuple[int, ...]:
 
 if __name__ == "__main__":
     try:
-        stamp(*sys.argv[1:2] or [""])
+        stamp(sys.argv[1]) if sys.argv[1:] else print(found()[0])
     except ValueError as problem:
         sys.exit(f"error: {problem}")

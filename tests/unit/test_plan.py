@@ -16,6 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from finetune_api import status as api
 from finetune_api.labels import stage_job_name
 from finetune_api.reasons import ConditionType, Phase, Reason
 from finetune_api.run import Run
@@ -35,7 +36,7 @@ from finetune_operator.observed_state import (
     timestamp,
 )
 from finetune_operator.plan import Plan, plan
-from finetune_operator.status import KSTATUS, brought_back, is_final, present_stage
+from finetune_operator.status import KSTATUS, brought_back, condition, is_final, present_stage
 from unit.observed import METADATA, NOW, SETTINGS, UID, at, ended, observed, pod, running, spec, stage_job
 
 ARTIFACT = json.dumps({"stage": "publish", "artifact": {"uri": "pvc://models/support-bot", "digest": "sha256:abc"}})
@@ -272,6 +273,19 @@ def test_a_publish_whose_pod_seems_to_run_is_not_repeated() -> None:
     assert decided.delete == ()
     assert decided.status is not None
     assert reason(decided.status) == Reason.PUBLISHING
+
+
+@pytest.mark.parametrize(
+    ("best", "message"), [(None, "24 steps"), (24, "24 steps"), (12, "the weights of step 12 of 24 are kept")]
+)
+def test_trained_says_which_weights_are_kept(best: int | None, message: str) -> None:
+    """A run that stopped early has not made all its steps, and its last report is gone: no number is claimed."""
+    wanted, evaluation = api.Plan(total_steps=24), api.EvaluationResult(best_step=best)
+    trained = Condition(type="Trained", status="True", reason="Trained", last_transition_time=at(0))
+    seen = observed(
+        status=FineTuneJobStatus(conditions=[trained], plan=wanted, evaluation=evaluation, phase="Publishing")
+    )
+    assert condition(after(seen), ConditionType.TRAINED).message == message
 
 
 @pytest.mark.parametrize(

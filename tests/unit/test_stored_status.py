@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+from pydantic import ValidationError
+
 from finetune_api.crd import field_docstrings
+from finetune_api.events import StageReport
 from finetune_api.reasons import ConditionType
 from finetune_api.status import EvaluationResult, FineTuneJobStatus, Metric
 from finetune_operator.status import condition, is_final
@@ -84,3 +88,10 @@ def test_every_metric_is_explained() -> None:
     """Of a map `kubectl explain` shows no names but those in its own description."""
     about = field_docstrings(EvaluationResult)["tuned"]
     assert [metric for metric in Metric if f"`{metric}`" not in about] == []
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "loss\n", "a b", "x" * 65, ""])
+def test_a_metric_has_the_name_of_one_word(name: str) -> None:
+    """It comes from a pod: such a report is not read."""
+    with pytest.raises(ValidationError):
+        StageReport.model_validate({"stage": "train", "evaluation": {"tuned": {name: 1.0}}})
