@@ -3,12 +3,13 @@
 Every field is optional, so that an old object always parses; what a newer operator wrote is kept by an older one.
 """
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from finetune_api.schema import ApiModel, model_of
 
@@ -246,8 +247,14 @@ def _measured(stored: Any) -> Any:
     return {name: one for name, one in stored.items() if one is not None} if isinstance(stored, dict) else stored
 
 
-MetricName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$", max_length=64)]
-"""One word: it comes from a pod, and stands in terminals and tables."""
+def _one_word(name: str) -> str:
+    """It comes from a pod, and stands in terminals and tables."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*", name):
+        raise ValueError("expected letters and digits")
+    return name
+
+
+MetricName = Annotated[str, Field(max_length=64), AfterValidator(_one_word)]
 Metrics = Annotated[dict[MetricName, float], Field(max_length=32), BeforeValidator(_measured)]
 """Held-out metrics of one model, by name."""
 
