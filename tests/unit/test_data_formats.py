@@ -112,6 +112,13 @@ def test_a_wrong_encoding_is_named_by_line_and_byte(tmp_path: Path) -> None:
     assert refused(array) == "a.json:2: " + told.replace("27", "29")
 
 
+def test_a_string_that_does_not_end_is_told_in_a_sentence(tmp_path: Path) -> None:
+    """Python says `starting at`, and leaves the place to whoever catches it."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": "b\n')
+    assert read(path)[1] == "1 record cannot be used:\na.jsonl:1: broken JSON: Unterminated string at column 7"
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
 def test_utf16_is_recognised(tmp_path: Path, name: str) -> None:
     """Excel's "Unicode text"."""
@@ -146,6 +153,7 @@ def test_a_csv_header_with_a_column_twice_is_refused(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ('[{"a": 1},\n {"a" 2}]', "a.json:2: broken JSON: Expecting ':' delimiter"),
+        ('[{"a": 1},\n {"a": "b', "a.json:2: broken JSON: Unterminated string"),
         ('[{"a": 1},\n {"a": 2}\n', None),
         ('{"a": [1, 2],\n "b": [3, 4]}', "a.json: expected a JSON array of objects, found an object"),
         ('"text"', "a.json: expected a JSON array of objects, found something else"),

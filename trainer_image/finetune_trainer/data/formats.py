@@ -104,7 +104,7 @@ def _jsonl(file: DataFile, bad_records: BadRecords) -> Iterator[Row]:
         try:
             row = json.loads(line.rstrip())
         except json.JSONDecodeError as error:
-            bad_records.add(file.name, number, f"broken JSON: {error.msg} at column {error.colno}")
+            bad_records.add(file.name, number, f"broken JSON: {_why(error)} at column {error.colno}")
         except (ValueError, RecursionError) as error:
             bad_records.add(file.name, number, f"broken JSON: {error}")
         else:
@@ -138,6 +138,11 @@ def _array(window: "_Window", file: DataFile, bad_records: BadRecords) -> Iterat
             bad_records.add(file.name, number, f"expected a JSON object, found {kind_of(row)}")
     if window.next == "":
         bad_records.add(file.name, window.line, "broken JSON: the array is not closed")
+
+
+def _why(error: ValueError | RecursionError) -> str:
+    """Python's words; some end as if a place followed (`Unterminated string starting at`)."""
+    return str(getattr(error, "msg", error)).removesuffix(" at").removesuffix(" starting")
 
 
 class _Window:
@@ -179,8 +184,7 @@ class _Window:
                     size *= 2
                     continue
                 line = self.line + self._text.count("\n", self._at, getattr(error, "pos", self._at))
-                what = getattr(error, "msg", error)
-                raise Failure(Reason.DATASET_INVALID, f"{self._name}:{line}: broken JSON: {what}") from None
+                raise Failure(Reason.DATASET_INVALID, f"{self._name}:{line}: broken JSON: {_why(error)}") from None
             self.take(end - self._at)
             return value
 
