@@ -178,6 +178,8 @@ class _Handler(urllib.request.HTTPSHandler):
 
     def __init__(self, gate: Gate) -> None:
         tls = ssl.create_default_context()  # SSL_CERT_FILE and SSL_CERT_DIR name other authorities
+        # Python 3.11.2, which Debian 12 has, takes an end that TLS does not tell for one that it does; 3.11.7 does not.
+        tls.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
         super().__init__(context=tls)
         self._connection = partial(_Connection, gate=gate, tls=tls)
 
