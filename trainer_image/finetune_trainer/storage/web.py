@@ -271,13 +271,19 @@ def _blocks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
         while block := answer.read1(BLOCK):
             yield block
     except OSError as error:
-        if not isinstance(error, ssl.SSLEOFError):
+        if not _is_untold_end(error):
             raise urllib.error.URLError(error) from error
         if answer.length is None:
             raise urllib.error.URLError(
                 "its answer ended, and neither a length nor TLS tells that it is whole"
             ) from error
         # Of an answer that says its length, what is missing is told by the number of bytes.
+
+
+def _is_untold_end(error: OSError) -> bool:
+    """Whether the connection ended without a word of TLS; Python 3.11.2 has no class of its own for it."""
+    is_named = isinstance(error, ssl.SSLError) and error.reason == "UNEXPECTED_EOF_WHILE_READING"
+    return is_named or isinstance(error, ssl.SSLEOFError)
 
 
 def _unreachable(where: Place, error: Exception) -> Exception:
